@@ -1,0 +1,195 @@
+"""Auto-PGD: per-row step sizes that halve at checkpoints (Croce & Hein 2020), and its sparse form for l1 (Croce & Hein 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rbench.attacks import losses
+from rbench.attacks.noise import Row
+from rbench.attacks.pgd import check
+from rbench.attacks.protocol import Phase, Seen
+from rbench_threats.protocol import Context, PerturbationSet
+
+PerRow = Float[Tensor, " rows"]
+Thetas = Float[Tensor, "rows p"]
+
+
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """A row's place, its best place so far with the gradient there, and its own schedule."""
+
+    theta: Thetas
+    before: Thetas
+    best: Thetas
+    best_grad: Thetas
+    best_loss: PerRow
+    loss: PerRow  # at the step before
+    checked_loss: PerRow  # best loss at the last checkpoint
+    halved: Bool[Tensor, " rows"]  # at the last checkpoint
+    size: PerRow  # step in radii
+    gains: PerRow  # steps since the last checkpoint on which the loss rose
+    until: PerRow  # steps to the next checkpoint
+    interval: PerRow
+
+
+@dataclass(frozen=True, slots=True)
+class APGD:
+    """Auto-PGD (Croce & Hein 2020, Alg. 1): step 2 radii, momentum 0.75, halved when fewer than 3 of 4 steps gain or the best loss stands still.
+
+    First checkpoint after 22 % of the steps, each interval 3 % shorter, down to 6 %; a halving restarts from the best place. With a targeted
+    loss each of the `top` best classes of the clean logits is a row of its own.
+    """
+
+    loss_name: str = "ce"
+    steps: int = 100
+    top: int = 9
+    restarts: int = 1
+
+    name: ClassVar[str] = "apgd"
+    needs: ClassVar[frozenset[str]] = frozenset({"convex"})
+    cycle: ClassVar[tuple[Phase, ...]] = ("gradient",)
+    stays_inside: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check(self.name, self.steps, self.restarts, 1.0)
+        losses.known(self.loss_name)
+
+    def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
+        return losses.targets(self.loss_name, clean, label, self.top)
+
+    def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> Climb:
+        first = max(int(0.22 * self.steps), 1)
+        return _base_camp(space.start(ctx, row), size=2.0, until=first + 1, interval=first)  # + 1: the start is no step
+
+    def ask(self, state: Climb) -> Thetas:
+        return state.theta
+
+    def loss(self, logits: Float[Tensor, "rows classes"], row: Row) -> PerRow:
+        return losses.LOSSES[self.loss_name](logits, row)
+
+    def step(self, space: PerturbationSet, ctx: Context, row: Row, state: Climb, seen: Seen, phase: int) -> Climb:
+        state = _noted(state, seen)
+        due = state.until <= 0
+        stalled = ~state.halved & (state.checked_loss >= state.best_loss)
+        halve = due & ((state.gains <= 0.75 * state.interval) | stalled)
+        size = torch.where(halve, state.size / 2, state.size)
+        shorter = (state.interval - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))
+        interval = torch.where(due, shorter, state.interval)
+        here, grad = _back_to_best(state, seen, halve)
+        aim = space.project(ctx, here + size[:, None] * space.steepest(ctx, grad))
+        share = torch.where(row.step == 0, 1.0, 0.75)[:, None]
+        there = space.project(ctx, here + share * (aim - here) + (1 - share) * (here - state.before))
+        return Climb(
+            there, here, state.best, state.best_grad, state.best_loss, state.loss,
+            checked_loss=torch.where(due, state.best_loss, state.checked_loss), halved=torch.where(due, halve, state.halved), size=size,
+            gains=torch.where(due, 0.0, state.gains), until=torch.where(due, interval, state.until), interval=interval,
+        )  # fmt: skip
+
+    def goes_on(self, state: Climb, row: Row) -> Bool[Tensor, " rows"]:
+        return row.step <= self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class SparseClimb:
+    """As Climb, with the share of coordinates that a step moves in place of gains and halvings."""
+
+    theta: Thetas
+    best: Thetas
+    best_grad: Thetas
+    best_loss: PerRow
+    size: PerRow
+    share: PerRow
+    support: PerRow  # coordinates that the best place had moved at the last checkpoint
+    until: PerRow
+
+
+@dataclass(frozen=True, slots=True)
+class APGDSparse:
+    """APGD for l1 (Croce & Hein 2021, sec. 4): steps along the largest coordinates, as many as the best place has moved, over 1.5.
+
+    A step is one radius; at each checkpoint (every 4 % of the steps) it starts anew from the best place if that became 5 % sparser, else it
+    shrinks by 1.5, to a tenth at least. No momentum. Projection onto ball ∩ box is exact.
+    """
+
+    loss_name: str = "ce"
+    steps: int = 100
+    top: int = 9
+    restarts: int = 1
+
+    name: ClassVar[str] = "apgd-sparse"
+    needs: ClassVar[frozenset[str]] = frozenset({"sparse", "convex"})
+    cycle: ClassVar[tuple[Phase, ...]] = ("gradient",)
+    stays_inside: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check(self.name, self.steps, self.restarts, 1.0)
+        losses.known(self.loss_name)
+
+    def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
+        return losses.targets(self.loss_name, clean, label, self.top)
+
+    def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> SparseClimb:
+        theta = space.start(ctx, row)
+        each = torch.ones_like(theta[:, 0])
+        every = max(int(0.04 * self.steps), 1)
+        return SparseClimb(
+            theta, theta.clone(), torch.zeros_like(theta), best_loss=each * -torch.inf, size=each.clone(), share=each * 0.2,
+            support=each * theta.shape[1], until=each * (every + 1),
+        )  # fmt: skip
+
+    def ask(self, state: SparseClimb) -> Thetas:
+        return state.theta
+
+    def loss(self, logits: Float[Tensor, "rows classes"], row: Row) -> PerRow:
+        return losses.LOSSES[self.loss_name](logits, row)
+
+    def step(self, space: PerturbationSet, ctx: Context, row: Row, state: SparseClimb, seen: Seen, phase: int) -> SparseClimb:
+        assert seen.grad is not None
+        better = seen.loss > state.best_loss
+        best = torch.where(better[:, None], state.theta, state.best)
+        best_grad = torch.where(better[:, None], seen.grad, state.best_grad)
+        due = state.until <= 1
+        moved = (best != 0).sum(1).float()
+        sparser = due & (moved < 0.95 * state.support)
+        size = torch.where(sparser, 1.0, torch.where(due, (state.size / 1.5).clamp_min(0.1), state.size))
+        share = torch.where(due, moved / (1.5 * best.shape[1]), state.share)
+        here = torch.where(sparser[:, None], best, state.theta)
+        grad = space.free(ctx, here, torch.where(sparser[:, None], best_grad, seen.grad))  # type: ignore[attr-defined]  # "sparse"
+        there = space.project(ctx, here + size[:, None] * space.steepest(ctx, grad, share))
+        return SparseClimb(
+            there, best, best_grad, torch.maximum(seen.loss, state.best_loss), size, share, support=torch.where(due, moved, state.support),
+            until=torch.where(due, float(max(int(0.04 * self.steps), 1)), state.until - 1),
+        )  # fmt: skip
+
+    def goes_on(self, state: SparseClimb, row: Row) -> Bool[Tensor, " rows"]:
+        return row.step <= self.steps
+
+
+def _base_camp(theta: Thetas, size: float, until: int, interval: int) -> Climb:
+    each = torch.ones_like(theta[:, 0])
+    return Climb(
+        theta, theta.clone(), theta.clone(), torch.zeros_like(theta), best_loss=each * -torch.inf, loss=each * torch.inf, checked_loss=each * -torch.inf,
+        halved=torch.ones_like(each, dtype=torch.bool), size=each * size, gains=each * 0, until=each * until, interval=each * interval,
+    )  # fmt: skip
+
+
+def _noted(state: Climb, seen: Seen) -> Climb:
+    """The state with what was seen at its place: best place, gains, one step nearer to the checkpoint."""
+    assert seen.grad is not None
+    better = seen.loss > state.best_loss
+    return Climb(
+        state.theta, state.before, torch.where(better[:, None], state.theta, state.best), torch.where(better[:, None], seen.grad, state.best_grad),
+        best_loss=torch.maximum(seen.loss, state.best_loss), loss=seen.loss, checked_loss=state.checked_loss, halved=state.halved, size=state.size,
+        gains=state.gains + (seen.loss > state.loss), until=state.until - 1, interval=state.interval,
+    )  # fmt: skip
+
+
+def _back_to_best(state: Climb, seen: Seen, halve: Bool[Tensor, " rows"]) -> tuple[Thetas, Thetas]:
+    """Where the next step starts and along which gradient: the best place for rows that were halved."""
+    assert seen.grad is not None
+    return torch.where(halve[:, None], state.best, state.theta), torch.where(halve[:, None], state.best_grad, seen.grad)

@@ -1,0 +1,150 @@
+"""Plans: ordered lists of attacks with budgets, as data. A plan is a name, one attack's spec, or `plan(first, second, ...)`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rbench_core.catalogue import Entry, entries, only
+from rbench_core.errors import CardError, UnknownName, UsageError
+from rbench_threats.spec import Call, Exact, parse, written
+
+if TYPE_CHECKING:
+    from rbench.attacks.external import Foreign
+    from rbench.attacks.protocol import Attack
+    from rbench_threats.protocol import PerturbationSet
+
+PLAN_KEYS = ("name", "title", "summary", "source", "attacks")
+STAGE_KEYS = ("spec", "unless", "start", "after")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One attack of a plan and when it applies."""
+
+    attack: Attack | Foreign
+    spec: str  # with every argument
+    label: str  # as the plan writes it
+    unless: str | None = None  # skipped for sets that have this capability
+    start: str = "random"  # "best": from the smallest margin that earlier attacks of the plan saw
+    after: str | None = None  # only if an attack of this name ran before
+
+    @property
+    def foreign(self) -> bool:
+        """Whether another library runs it."""
+        return hasattr(self.attack, "batch")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is tried, in which order. Its record is part of every question that it answers."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    def record(self) -> list[dict[str, Any]]:
+        """The expanded list: every argument of every attack."""
+        from rbench.attacks.build import record
+
+        rows = []
+        for stage in self.stages:
+            row = stage.attack.record() if stage.foreign else record(stage.attack)  # type: ignore[union-attr]
+            rows.append({**row, "unless": stage.unless, "start": stage.start, "after": stage.after})
+        return rows
+
+    def stages_for(self, space: PerturbationSet) -> tuple[Stage, ...]:
+        """The stages whose needs the set meets, in order. Raises UsageError when there is none."""
+        chosen: list[Stage] = []
+        for stage in self.stages:
+            ran = {earlier.attack.name for earlier in chosen}  # type: ignore[union-attr]
+            if self._why_not(stage, space) is None and (stage.after is None or stage.after in ran):
+                chosen.append(stage)
+        if not chosen:
+            why = "; ".join(f"{stage.spec.partition('(')[0]} {self._why_not(stage, space)}" for stage in self.stages)
+            raise UsageError(f"plan {self.name} has no attack for {space}: {why}", fix="Choose another plan: `rbench plans`.")
+        return tuple(chosen)
+
+    def _why_not(self, stage: Stage, space: PerturbationSet) -> str | None:
+        lacking = stage.attack.needs - space.capabilities
+        if lacking:
+            return f"needs {', '.join(sorted(lacking))}"
+        if stage.unless in space.capabilities:
+            return f"stands back for {stage.unless} sets"
+        return stage.attack.refuses(space) if stage.foreign else None  # type: ignore[union-attr]
+
+    @property
+    def block(self) -> int | None:
+        """The block length of a plan with a batch-dependent attack: the unit of running and of resuming."""
+        lengths = {stage.attack.batch for stage in self.stages if stage.foreign}  # type: ignore[union-attr]
+        if len(lengths) > 1:
+            raise UsageError(f"plan {self.name}: batches {sorted(lengths)}", expected="one batch for all external attacks of a plan")
+        return lengths.pop() if lengths else None
+
+
+def plan_files() -> dict[str, Entry]:
+    """Every plan file by name. Raises CardError for a broken one."""
+    found = entries([("built in", Path(str(resources.files("rbench.attacks") / "plans")))])
+    for entry in found.values():
+        only(entry.table, PLAN_KEYS, entry.path)
+        for stage in entry.table.get("attacks", []):
+            only(stage, STAGE_KEYS, entry.path)
+            if "spec" not in stage or stage.get("start", "random") not in ("random", "best"):
+                raise CardError(f"{entry.path}: stage {stage}", expected='a spec, and start "random" or "best"')
+    return found
+
+
+def listing() -> list[dict[str, Any]]:
+    """One object per plan, then one per attack that a spec may name. No torch."""
+    from rbench.attacks.build import attack_names
+
+    plans = [
+        {"name": e.name, "kind": "plan", "title": e.table.get("title", e.name), "summary": e.table.get("summary", ""), "source": e.table.get("source", ""),
+         "attacks": [stage["spec"] for stage in e.table["attacks"]]}
+        for e in plan_files().values()
+    ]  # fmt: skip
+    taken = {plan["name"] for plan in plans}
+    single = [name for name in [*attack_names(), "foolbox:NAME"] if name not in taken]
+    return plans + [{"name": name, "kind": "attack", "title": name, "summary": "one attack as a plan", "source": "", "attacks": [name]} for name in single]
+
+
+def resolve_plan(text: str) -> Plan:
+    """The plan that a name or a spec means. Raises SpecError, UnknownName."""
+    call = parse(text.strip())
+    files = plan_files()
+    if call.name in files and not (call.args or call.named):
+        return Plan(call.name, tuple(_stage(**stage) for stage in files[call.name].table["attacks"]))
+    if call.name == "plan":
+        if call.named or not call.args or not all(isinstance(part, Call) for part in call.args):
+            raise UsageError(f"plan {text[:80]!r}", expected="attacks, such as plan(apgd(loss=ce), slide(restarts=5))")
+        stages = tuple(_built(part) for part in call.args if isinstance(part, Call))
+        return Plan(f"plan({', '.join(stage.label for stage in stages)})", stages)
+    from rbench.attacks.build import attack_names
+
+    if call.name.lower() not in attack_names() and not _is_foreign(call):
+        raise UnknownName("plan", call.name, {*files, *attack_names()}, fix="`rbench plans` lists them; an attack's spec such as pgd(steps=40) works too.")
+    stage = _built(call)
+    return Plan(stage.label, (stage,))
+
+
+def _is_foreign(call: Call) -> bool:
+    """Whether another library runs it: `autoattack(...)`, `foolbox:NAME(...)`."""
+    return call.name.partition(":")[0] in ("autoattack", "foolbox")
+
+
+def _stage(spec: str, unless: str | None = None, start: str = "random", after: str | None = None) -> Stage:
+    built = _built(parse(spec))
+    return Stage(built.attack, built.spec, built.label, unless, start, after)
+
+
+def _built(call: Call) -> Stage:
+    from rbench.attacks.build import build_attack, spec_of
+
+    if _is_foreign(call):
+        from rbench.attacks.external import from_spec
+
+        foreign = from_spec(call)
+        return Stage(foreign, str(foreign), str(foreign))
+    attack = build_attack(call)
+    return Stage(attack, spec_of(attack), written(call.name, {key: value if isinstance(value, Exact) else value.name for key, value in call.named}))

@@ -1,0 +1,120 @@
+"""One look: the model at the θ that an attack asks for. Shared by both drivers; counts every row that the model saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rbench.attacks.losses import margin
+from rbench.attacks.noise import Row
+from rbench.attacks.protocol import Attack, Phase, Seen
+from rbench_core.errors import ModelError
+from rbench_threats.protocol import Context, PerturbationSet
+
+Model: TypeAlias = Callable[[Tensor], Tensor]
+
+
+class Crash(Exception):
+    """The model raised, or returned no logits; the words are its own, in one line."""
+
+
+class OutOfMemory(Exception):
+    """The batch does not fit: half of it may."""
+
+
+@dataclass(slots=True)
+class Passes:
+    """What the model saw, in rows: padding counts in forward and backward, not in useful."""
+
+    forward: int = 0
+    backward: int = 0
+    useful: int = 0
+
+    def add(self, other: Passes) -> None:
+        """Sum up."""
+        self.forward += other.forward
+        self.backward += other.backward
+        self.useful += other.useful
+
+
+def look(model: Model, space: PerturbationSet, attack: Attack, ctx: Context, row: Row, theta: Tensor, kind: Phase, passes: Passes) -> Seen:
+    """Logits, margin, loss and, in a "gradient" phase, d loss / d θ at theta (rows, P)."""
+    passes.forward += theta.shape[0]
+    if kind == "logits":
+        with torch.no_grad():
+            logits = called(model, space.render(ctx, theta))
+            loss = attack.loss(logits, row)
+        grad = None
+    else:
+        passes.backward += theta.shape[0]
+        asked = theta.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = called(model, space.render(ctx, asked))
+            loss = attack.loss(logits, row)
+            (grad,) = gradient(loss, asked)
+        logits, loss = logits.detach(), loss.detach()
+    inside = torch.ones_like(loss, dtype=torch.bool) if attack.stays_inside else space.excess(ctx, theta) <= 0
+    return Seen(logits, margin(logits, row.label), loss, inside, grad)
+
+
+def called(model: Model, images: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows classes"]:
+    """The model's float32 logits. Raises Crash or OutOfMemory, never the model's own exception."""
+    try:
+        logits = model(images)
+    except Exception as error:
+        raise _named(error) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != images.shape[0]:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise Crash(f"the model returned {shape} for {len(images)} images")
+    return logits.float()
+
+
+def gradient(loss: Float[Tensor, " rows"], theta: Tensor) -> tuple[Tensor]:
+    """d Σ loss / d θ; a model that cuts the graph is named as such. Raises ModelError, Crash, OutOfMemory."""
+    try:
+        return torch.autograd.grad(loss.sum(), theta)  # type: ignore[return-value]
+    except Exception as error:
+        if "does not require grad" in str(error) or "not have been used" in str(error):
+            raise ModelError("the model gives no gradient to its input", expected="a differentiable model", fix="Choose a plan of attacks that need none.") from error
+        raise _named(error) from error
+
+
+def _named(error: Exception) -> Exception:
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in text or "can't allocate memory" in text:
+        return OutOfMemory(text)
+    return Crash(f"the model raised {type(error).__name__}: {text}")
+
+
+def clean_logits(model: Model, x: Float[Tensor, "n c h w"], width: int, passes: Passes) -> tuple[list[Tensor | None], dict[int, str]]:
+    """Logits of clean images, each (classes,), by batches of one width; None where the model crashed on that image, with the reason by place."""
+    found: list[Tensor | None] = [None] * len(x)
+    reasons: dict[int, str] = {}
+    pending = [(part, width) for part in torch.arange(len(x)).split(width)]
+    while pending:
+        rows, batch = pending.pop(0)
+        passes.forward += batch
+        try:
+            with torch.no_grad():
+                logits = called(model, x[padded(rows, batch).to(x.device)])
+        except OutOfMemory as error:
+            pending = [(half, batch // 2) for half in rows.split(batch // 2)] + pending if batch > 16 else pending
+            reasons.update({int(row): f"out of memory at {batch} rows: {error}" for row in rows} if batch <= 16 else {})
+        except Crash as error:
+            pending = [(half, batch) for half in rows.split((len(rows) + 1) // 2)] + pending if len(rows) > 1 else pending
+            reasons.update({int(rows[0]): str(error)} if len(rows) == 1 else {})
+        else:
+            passes.useful += len(rows)
+            for place, row in enumerate(rows.tolist()):
+                found[row] = logits[place]
+    return found, reasons
+
+
+def padded(indices: Int[Tensor, " k"], width: int) -> Int[Tensor, " width"]:
+    """Indices repeated from the first up to a whole batch: no network ever sees a batch of three."""
+    return torch.cat([indices, indices[:1].expand(width - len(indices))]) if len(indices) < width else indices

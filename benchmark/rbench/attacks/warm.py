@@ -1,0 +1,39 @@
+"""A set whose rows start where an earlier attack stopped: what a plan's `start = "best"` means. Everything else is the set's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rbench.attacks.noise import Row
+from rbench_threats.protocol import Context, PerturbationSet
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The set's own context and the θ to start from."""
+
+    inner: Context
+    theta: Float[Tensor, "rows p"]
+
+
+class StartAt:
+    """space, with start(row) = the stored θ of the row's example. examples: sorted data set indices, (examples,)."""
+
+    def __init__(self, space: PerturbationSet, index: Int[Tensor, " examples"], theta: Float[Tensor, "examples p"]) -> None:
+        self._space, self._index, self._theta = space, index, theta
+        self.capabilities = space.capabilities
+
+    def context(self, x: Float[Tensor, "rows c h w"], row: Row) -> Begun:
+        place = (self._index[None, :] == row.example[:, None]).int().argmax(1)
+        return Begun(self._space.context(x, row), self._theta[place])
+
+    def start(self, ctx: Begun, row: Row) -> Float[Tensor, "rows p"]:
+        return self._space.project(ctx.inner, ctx.theta)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._space, name)
+        return lambda ctx, *rest, **named: method(ctx.inner, *rest, **named)

@@ -1,0 +1,65 @@
+"""The commands that compute: `run` and `train`. torch is imported inside them, never for the help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rbench.cli.progress import stderr_progress
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+SEED = click.IntRange(min=0)
+KEPT = click.Choice(["all", "sample", "none"])
+
+
+def count(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    """A whole number of examples, at least 1, or `all`."""
+    if value is None or value == "all":
+        return value
+    if value.isascii() and value.isdigit() and int(value[:18]) > 0:
+        return int(value[:18])  # no data set is that long, and Python refuses to read a number of thousands of digits
+    raise click.BadParameter(f"{value[:40]!r} is neither a whole number above 0 nor `all`", ctx, param)
+
+
+@click.command()
+@click.option("--model", required=True, metavar="NAME|FILE.py:FACTORY", help="From `rbench models`, or your own (then also --dataset).")
+@click.option("--threat", default="union-lp", show_default=True, metavar="NAME|SPEC", help="From `rbench threats`, or e.g. linf(eps=0.3).")
+@click.option("--eps", metavar="E", help="Replaces the radius of a single ball: 0.3, 8/255.")
+@click.option("--dataset", metavar="D", help="A name from `rbench datasets`.  [default: the model's own]")
+@click.option("--data", type=FOLDER, metavar="DIR", help="Where the data lies.  [default: RBENCH_DATA, else the cache folder]")
+@click.option("--n", callback=count, metavar="N|all", help="How many examples, from the first.  [default: 500 for digits, else 1000]")
+@click.option("--plan", metavar="P", help="A name from `rbench plans`, or attacks in order.")
+@click.option("--certify", type=click.Choice(["auto", "none"]), default="auto", show_default=True, help="Prove what can be proved.")
+@click.option("--seed", type=SEED, default=0, show_default=True, metavar="S", help="Where all randomness comes from.")
+@click.option("--device", default="cpu", show_default=True, metavar="D", help="cpu, cuda, cuda:1.")
+@click.option("--width", type=click.IntRange(min=1), metavar="W", help="Rows per batch.  [default: by the image's size]")
+@click.option("--full", is_flag=True, help="Ask every member of a union about every example, also the fallen ones.")
+@click.option("--witnesses", type=KEPT, default="all", show_default=True, help="Which adversarial examples to keep.")
+@click.option("--results", type=FOLDER, metavar="DIR", help="Database and site.  [default: RBENCH_RESULTS, else the user's data folder]")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+def run(as_json: bool, **options: Any) -> int:
+    """Evaluate a model under a threat, store the verdicts, rebuild the site."""
+    from rbench.api import evaluate  # imports torch: only commands that compute pay for it
+
+    with stderr_progress() as progress:
+        report = evaluate(options.pop("model"), progress=progress, **options)
+    click.echo(report.to_json() if as_json else report.to_table())
+    return report.exit_code
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--dataset", default="digits", show_default=True, metavar="D", help="A name from `rbench datasets`.")
+@click.option("--seed", type=SEED, default=0, show_default=True, metavar="S", help="Initial weights, order of the images and noise.")
+@click.option("--device", default="cpu", show_default=True, metavar="D", help="cpu, cuda, cuda:1.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="PATH", help="Where the weights go.")
+@click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="In place of the recipe's own number.")
+def train(recipe: str, **options: Any) -> None:
+    """Train a model by RECIPE; prints where the weights are."""
+    from rbench.training.loop import train as follow
+
+    with stderr_progress() as progress:
+        path = follow(recipe, progress=progress, **options)
+    click.echo(path)

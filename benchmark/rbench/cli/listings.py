@@ -1,0 +1,80 @@
+"""The commands that only look: catalogues (data, not imports), stored runs, the site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rbench.cli.tables import print_listing
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+RESULTS = click.option(
+    "--results",
+    type=FOLDER,
+    metavar="DIR",
+    help="Database and site.  [default: RBENCH_RESULTS, else the user's data folder]",
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print a list of objects instead of a table.")
+
+
+@click.command()
+@AS_JSON
+def models(as_json: bool) -> None:
+    """List the zoo."""
+    from rbench_zoo.catalogue import listing
+
+    print_listing(listing(), ["name", "dataset", "title", "training", "parameters", "broken"], as_json=as_json)
+
+
+@click.command()
+@AS_JSON
+def threats(as_json: bool) -> None:
+    """List the threats that have a name; `--threat` also takes a spec."""
+    from rbench_threats.catalogue import listing
+
+    print_listing(listing(), ["name", "kind", "summary", "specs"], as_json=as_json)
+
+
+@click.command()
+@AS_JSON
+def datasets(as_json: bool) -> None:
+    """List the data sets."""
+    from rbench.data.sources import listing
+
+    print_listing(listing(), ["name", "title", "shape", "test", "default_n", "found"], as_json=as_json)
+
+
+@click.command()
+@AS_JSON
+def plans(as_json: bool) -> None:
+    """List the attack plans."""
+    from rbench.attacks.plans import listing
+
+    print_listing(listing(), ["name", "attacks", "sentence"], as_json=as_json)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@RESULTS
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+def show(run_id: str, results: Path | None, as_json: bool) -> None:
+    """Print a stored run: its id, the beginning of one, or `latest`."""
+    from rbench.report import Report
+
+    report = Report.stored(run_id, results)
+    click.echo(report.to_json() if as_json else report.to_table())
+
+
+@click.command()
+@RESULTS
+@click.option("--out", type=FOLDER, metavar="DIR", help="Where the pages go.  [default: site/ in the results folder]")
+def site(results: Path | None, out: Path | None) -> None:
+    """Draw the pages from the database alone; prints where they are."""
+    from rbench_results.site.build import build_site
+
+    from rbench_core.files import results_folder
+    from rbench_results.store import Store
+
+    with Store.open(results or results_folder(), create=False) as store:
+        click.echo(build_site(store, out))

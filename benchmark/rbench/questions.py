@@ -1,0 +1,37 @@
+"""What is asked, by content: the key of a question is the SHA-256 of its canonical JSON, in which no name of ours stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rbench.attacks.catalogue import Plan
+from rbench_core.files import canonical_json, sha256_bytes
+from rbench_results.records import QuestionRecord
+from rbench_threats.protocol import PerturbationSet
+
+ENGINE = "1"  # of the attacks, the engine and the referee: another version is another question
+PRECISION = "float32"
+OBJECTIVE = "sensitivity"  # a fall is another class than the label; a clean mistake decides the row
+
+
+def set_record(space: PerturbationSet) -> dict[str, Any]:
+    """A set by content: its family and its exact radii."""
+    return {"family": space.family, "extent": exact(space)}
+
+
+def exact(space: PerturbationSet) -> dict[str, str]:
+    """The radii as reduced fractions, {"eps": "3/10"}: 0.3 and 3/10 are one question."""
+    return {name: f"{value.numerator}/{value.denominator}" for name, value in space.extent.items()}
+
+
+def question(model: str, dataset: str, space: PerturbationSet, plan: Plan, seed: int) -> QuestionRecord:
+    """The record of one question. model, dataset: digests."""
+    content = {
+        "model": model, "dataset": dataset, "set": set_record(space), "objective": OBJECTIVE, "plan": plan.record(), "seed": seed,
+        "engine": ENGINE, "precision": PRECISION,
+    }  # fmt: skip
+    return QuestionRecord(
+        key=sha256_bytes(canonical_json(content).encode()), model=model, dataset=dataset, spec=str(space), set=content["set"], family=space.family,
+        extent=exact(space), objective=OBJECTIVE, plan=plan.name, plan_json=plan.record(), seed=seed, engine=ENGINE, precision=PRECISION,
+        title=str(space), sentence=space.sentence,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Training by recipe: one loop, whose inner attack is the evaluation's own."""

@@ -1,0 +1,193 @@
+"""The report of one run as one object (DESIGN section 6), read from the store alone; a run that failed or goes on reports what is there.
+
+It speaks of the run's own questions over the run's own slice, with raw verdicts; what other questions prove about them is the board's.
+`cost` and `stages` add up all passes ever spent on these questions, in whichever run and slice, since that is what the figures rest on and
+an answer taken from the store would otherwise look free; `cost["this_run"]` is what this run itself spent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rbench_results.figures import FALLEN, Alarm, Figure, certified, join, robust, settle, tally
+from rbench_results.records import RunRecord, StageRecord, VerdictRecord
+from rbench_results.store import ADDED_UP, Store
+
+PASSES = ("forward", "backward", "useful", "seconds")
+
+
+@dataclass(slots=True)
+class Member:
+    """One set of the threat: the rows of its attack, the settled status of each answered example, and whether a proof was asked for."""
+
+    spec: str
+    rows: dict[int, VerdictRecord] = field(default_factory=dict)
+    found: dict[int, list[str]] = field(default_factory=dict)
+    statuses: dict[int, str | None] = field(default_factory=dict)
+    alarms: list[int] = field(default_factory=list)
+    has_certificate: bool = False
+
+    def settle(self) -> None:
+        for index, found in self.found.items():
+            try:
+                self.statuses[index] = settle(found)
+            except Alarm:  # the witness passed the referee; the warning says that the proof disagrees
+                self.statuses[index] = "broken"
+                self.alarms.append(index)
+
+
+def run_report(store: Store, run_id: str) -> dict[str, Any]:
+    """The report of a run, named by its id, a beginning of it or "latest". Raises UnknownName.
+
+    A figure is null while one of its examples is unanswered, `certified` also where no certificate was asked for.
+    """
+    run = store.run(run_id)
+    members = _members(store, run)
+    indices = range(run.first, run.first + run.n)
+    statuses = {index: join(member.statuses.get(index) for member in members) for index in indices}
+    clean = _clean(members, indices)
+    return {
+        **_head(run),
+        "clean": _dict(clean),
+        "robust": _dict(robust(statuses.values())),
+        "certified": _dict(certified(statuses.values()) if any(member.has_certificate for member in members) else None),
+        "members": {member.spec: _member(member, members, statuses, clean) for member in members},
+        "counts": tally(statuses.values()),
+        "verdicts": [_verdict(index, status, members) for index, status in statuses.items()],
+        **_costs(store, run),
+        "warnings": run.warnings + [_alarm(index, member) for member in members for index in member.alarms],
+        "alarm": any(member.alarms for member in members),
+        "site": _page(store, run),
+    }
+
+
+def _head(run: RunRecord) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "state": run.state,
+        "started": run.started,
+        "finished": run.finished,
+        "seconds": run.seconds,
+        "model": run.model_name,
+        "model_digest": run.model,
+        "dataset": run.dataset_name,
+        "dataset_digest": run.dataset,
+        "threat": run.threat,
+        "spec": run.spec,
+        "title": run.title,
+        "plan": run.plan,
+        "seed": run.seed,
+        "full": run.full,
+        "n": run.n,
+        "slice": {"first": run.first, "n": run.n},
+        "command": run.command,
+        "questions": [{"key": key, "spec": spec} for key, spec in run.questions],
+        "environment": run.environment,
+    }
+
+
+def _members(store: Store, run: RunRecord) -> list[Member]:
+    """The run's questions, those about one set together, in the order of the threat."""
+    members: dict[str, Member] = {}
+    for key, spec in run.questions:
+        member = members.setdefault(spec, Member(spec))
+        is_certificate = store.question(key).kind == "certificate"
+        member.has_certificate |= is_certificate
+        for row in store.verdicts(key, run.first, run.n):
+            member.found.setdefault(row.index, []).append(row.status)
+            if not is_certificate or row.index not in member.rows:
+                member.rows[row.index] = row
+    for member in members.values():
+        member.settle()
+    return list(members.values())
+
+
+def _clean(members: list[Member], indices: Sequence[int]) -> Figure | None:
+    """Clean accuracy; None while an example has no row. A prediction that the model did not give, or gave otherwise elsewhere, is wrong."""
+    right = 0
+    for index in indices:
+        rows = [member.rows[index] for member in members if index in member.rows]
+        if not rows:
+            return None
+        known = {row.clean for row in rows if row.clean is not None}
+        right += known == {rows[0].label}
+    return Figure.of(right, len(indices)) if indices else None
+
+
+def _member(member: Member, members: list[Member], statuses: Mapping[int, str | None], clean: Figure | None) -> dict[str, Any]:
+    """A member's figures, null where the run did not ask it of every example; the clean images are the same for all members."""
+    own = [member.statuses.get(index) for index in statuses]
+    missing = [index for index, status in zip(statuses, own, strict=True) if status is None]
+    skipped = sum(statuses[index] in FALLEN for index in missing)
+    return {
+        "clean": _dict(clean),
+        "robust": _dict(robust(own)),
+        "certified": _dict(certified(own) if member.has_certificate else None),
+        "asked": len(own) - len(missing),
+        "broke": own.count("broken"),
+        "alone": _alone(member, members, statuses),
+        "skipped": skipped,
+        "unanswered": len(missing) - skipped,
+        "statuses": dict(Counter(status for status in own if status is not None)),
+    }
+
+
+def _alone(member: Member, members: list[Member], statuses: Mapping[int, str | None]) -> int | None:
+    """Examples that this member breaks and every other one was asked and did not; None where the others were not asked of all."""
+    others = [other for other in members if other is not member]
+    if any(other.statuses.get(index) is None for other in others for index in statuses):
+        return None
+    return sum(member.statuses.get(i) == "broken" and all(other.statuses[i] not in FALLEN for other in others) for i in statuses)
+
+
+def _verdict(index: int, status: str | None, members: list[Member]) -> dict[str, Any]:
+    """One example: its joined status, who decided it, each member's status: "skipped" when it fell to another, null while unanswered."""
+    rows = [member.rows[index] for member in members if index in member.rows]
+    decisive = next((member for member in members if status is not None and member.statuses.get(index) == status), None)
+    row = decisive.rows[index] if decisive is not None else rows[0] if rows else None
+    unasked = "skipped" if status in FALLEN else None
+    return {
+        "index": index,
+        "label": row.label if row else None,
+        "status": status,
+        "attack": row.attack if row and status == "broken" else None,
+        "fell_to": decisive.spec if decisive is not None and status == "broken" else None,
+        "clean": row.clean if row else None,
+        "predicted": row.predicted if row else None,
+        "reason": row.reason if row else None,
+        "members": {member.spec: member.statuses.get(index) or unasked for member in members},
+    }
+
+
+def _costs(store: Store, run: RunRecord) -> dict[str, Any]:
+    """`cost` in images passed and seconds, and the plan's stages behind it, summed over runs."""
+    specs = dict(run.questions)
+    stages = [stage for key in specs for stage in store.stages(question=key)]
+    summed: dict[tuple[str, int], dict[str, Any]] = {}
+    for stage in stages:
+        entry = summed.setdefault(
+            (stage.question, stage.position), {"spec": specs[stage.question], "position": stage.position, "attack": stage.attack}
+        )
+        for name in ADDED_UP:
+            entry[name] = entry.get(name, 0) + getattr(stage, name)
+    return {"cost": {**_sum(stages), "this_run": _sum([stage for stage in stages if stage.run == run.id])}, "stages": list(summed.values())}
+
+
+def _sum(stages: Sequence[StageRecord]) -> dict[str, Any]:
+    return {name: sum(getattr(stage, name) for stage in stages) for name in PASSES}
+
+
+def _alarm(index: int, member: Member) -> dict[str, str]:
+    return {"code": "alarm", "text": f"example {index} is both broken and certified under {member.spec}: a witness or a proof is wrong"}
+
+
+def _dict(figure: Figure | None) -> dict[str, Any] | None:
+    return None if figure is None else figure.to_dict()
+
+
+def _page(store: Store, run: RunRecord) -> str | None:
+    page = store.folder / "site" / f"run-{run.id}.html"
+    return str(page) if page.is_file() else None

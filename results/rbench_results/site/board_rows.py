@@ -1,0 +1,169 @@
+"""Rows of a board: a model under one plan, seed and engine, on one slice. Every figure is joined (DESIGN law 3) and over a whole slice."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from rbench_results.figures import Figure, certified, join, robust, tally
+from rbench_results.records import ModelRecord, RunRecord, VerdictRecord
+from rbench_results.site import charts
+from rbench_results.site.facts import Facts, Group
+from rbench_results.site.words import digest_of, plural, span
+
+Status = str | None
+
+
+@dataclass(frozen=True)
+class Member:
+    """One set of a threat: `slug` names it in addresses, `label` in columns."""
+
+    spec: str
+    label: str
+    slug: str
+
+
+@dataclass
+class Row:
+    """One line of a board. `members` holds a settled status per image of the slice, None where nothing is known."""
+
+    key: str  # unique on the board, stable between builds
+    model: ModelRecord
+    run: RunRecord
+    plan: str  # with seed and engine where the board has several
+    group: Group
+    questions: dict[str, str]  # spec -> key
+    first: int
+    n: int
+    members: dict[str, list[Status]]  # by spec
+    clean: Figure | None
+    passes: float | None  # forward + backward per image
+    seconds: float
+    borrowed: int = 0  # images that fall only by a witness of another question
+    rank: int | None = None
+
+    @cached_property
+    def statuses(self) -> list[Status]:
+        """The union's status per image."""
+        return [join(column) for column in zip(*self.members.values(), strict=True)]
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        return tally(self.statuses)
+
+    @cached_property
+    def robust(self) -> Figure | None:
+        return robust(self.statuses)
+
+    @cached_property
+    def certified(self) -> Figure | None:
+        """The lower bound, where anything is proved."""
+        return certified(self.statuses) if self.counts["certified"] else None
+
+    @property
+    def bar(self) -> charts.Bar | None:
+        return charts.bar(self.counts) if self.robust else None
+
+    def member(self, spec: str) -> Figure | None:
+        return robust(self.members[spec])
+
+    @property
+    def slice(self) -> str:
+        return span(self.first, self.n)
+
+    @property
+    def why(self) -> str:
+        """Why there is no figure."""
+        state = {"running": "the run has not ended; ", "failed": "the run failed; "}.get(self.run.state, "")
+        return f"no figure: {state}{self.counts['unanswered']:,} of {plural(self.n, 'image')} not asked"
+
+    @property
+    def flags(self) -> list[tuple[str, str]]:
+        """(short, long): what a reader of the figure has to know: errors, the run's own warnings, what came from elsewhere."""
+        found = []
+        if self.counts["error"]:
+            images = plural(self.counts["error"], "image")
+            found.append((plural(self.counts["error"], "error"), f"No answer for {images}. They stay in n and count as not robust."))
+        found += [(_words(warning.get("code", "warning")), warning.get("text", "")) for warning in self.run.warnings]
+        if self.borrowed:
+            images = plural(self.borrowed, "image")
+            found.append(
+                (f"{self.borrowed} fell elsewhere", f"{images} of this row fell to a witness that another plan or a smaller set found.")
+            )
+        return found
+
+    def bits(self, members: Sequence[Member]) -> dict[str, object]:
+        """What the script needs to judge the row under any choice of members; see `packed`."""
+        columns = {member.slug: self.members[member.spec] for member in members}
+        wrong = [any(status == "misclassified" for status in column) for column in zip(*columns.values(), strict=True)]
+        return {"wrong": packed(wrong), "members": {name: _member_bits(column) for name, column in columns.items()}}
+
+
+def read(facts: Facts, group: Group, asked: dict[str, list[tuple[RunRecord, str]]], spec: str) -> Row:
+    """The row's slice: the largest that is answered whole, and of equal ones the newest; the largest where none is."""
+    keys = {spec: runs[-1][1] for spec, runs in asked.items()}
+    by_slice: dict[tuple[int, int], RunRecord] = {}
+    asking = {run.id: run for runs in asked.values() for run, _ in runs}.values()
+    for run in sorted(
+        asking, key=lambda run: (run.spec == spec, run.started)
+    ):  # a slice is named after the run that asked for this very threat
+        by_slice[run.first, run.n] = run
+    candidates = sorted(by_slice.values(), key=lambda run: (run.n, run.started), reverse=True)
+    first = _on_slice(facts, candidates[0], group, keys)
+    rest = (_on_slice(facts, run, group, keys) for run in candidates[1:])
+    return first if first.robust else next((row for row in rest if row.robust), first)
+
+
+def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) -> Row:
+    indices = range(run.first, run.first + run.n)
+    members = {spec: [facts.joined(key).get(index) for index in indices] for spec, key in keys.items()}
+    own = {spec: {verdict.index: verdict.status for verdict in facts.within(key, run.first, run.n)} for spec, key in keys.items()}
+    stages = [stage for key in keys.values() for stage in facts.stages_of_question[key]]
+    images = len({verdict.index for key in keys.values() for verdict in facts.verdicts(key)})
+    row = Row(
+        key=f"{group[0][:12]}-{digest_of(repr(group))[:6]}",
+        model=facts.models[group[0]],
+        run=run,
+        plan=group[3],
+        group=group,
+        questions=keys,
+        first=run.first,
+        n=run.n,
+        members=members,
+        clean=clean_figure([facts.within(key, run.first, run.n) for key in keys.values()], run.n),
+        passes=sum(stage.forward + stage.backward for stage in stages) / images if stages and images else None,
+        seconds=sum(stage.seconds for stage in stages),
+    )
+    row.borrowed = sum(
+        status == "broken" and join(answers.get(index) for answers in own.values()) != "broken"
+        for index, status in zip(indices, row.statuses, strict=True)
+    )
+    return row
+
+
+def clean_figure(answers: Sequence[Sequence[VerdictRecord]], n: int) -> Figure | None:
+    """Clean accuracy over n images from the verdicts of several questions; None unless every image has one. No prediction is a wrong one."""
+    right: dict[int, bool] = {}
+    for verdicts in answers:
+        for verdict in verdicts:
+            right[verdict.index] = right.get(verdict.index, False) or verdict.clean == verdict.label
+    return Figure.of(sum(right.values()), n) if n and len(right) == n else None
+
+
+def packed(flags: Sequence[bool]) -> str:
+    """Bits as base64, image 0 first, most significant bit first."""
+    return base64.b64encode(np.packbits(np.asarray(flags, dtype=bool)).tobytes()).decode()
+
+
+def _member_bits(statuses: Sequence[Status]) -> dict[str, str]:
+    """One string of bits per status that occurs; `survived` is what remains, `misclassified` is the model's and stands once per row."""
+    names = {"broken": "broken", "certified": "certified", "error": "error", None: "unanswered"}
+    return {name: packed([status == kind for status in statuses]) for kind, name in names.items() if kind in statuses}
+
+
+def _words(code: str) -> str:
+    return code.replace("-", " ").replace("_", " ")

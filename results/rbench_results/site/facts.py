@@ -1,0 +1,122 @@
+"""Everything that the pages need from the store, read once per build."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+
+from rbench_results.board import joined
+from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
+from rbench_results.site.words import set_label
+from rbench_results.store import Store
+
+# model, data set, objective, plan, seed, engine, precision: what two runs must share to feed one row of a board
+Group = tuple[str, str, str, str, int, str, str]
+
+
+class Remembering(Store):
+    """A view of a store that reads every question's rows once: reports, boards and pictures ask for the same ones. Closed with the store."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.folder, store._engine)
+        self._verdicts: dict[str, list[VerdictRecord]] = {}
+
+    def verdicts(self, key: str, first: int = 0, n: int | None = None) -> list[VerdictRecord]:
+        if key not in self._verdicts:
+            self._verdicts[key] = super().verdicts(key)
+        found = self._verdicts[key]
+        end = found[-1].index + 1 if n is None and found else first + (n or 0)
+        if not found or (first <= found[0].index and found[-1].index < end):
+            return found
+        return [verdict for verdict in found if first <= verdict.index < end]
+
+
+class Facts:
+    """A store, read lazily and remembered; nothing here changes while a site is drawn."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = Remembering(store)
+        self.runs: list[RunRecord] = store.runs()  # the oldest first
+        self.models: dict[str, ModelRecord] = {model.digest: model for model in store.models()}
+        self.datasets: dict[str, DatasetRecord] = {dataset.digest: dataset for dataset in store.datasets()}
+        self.questions: dict[str, QuestionRecord] = {question.key: question for question in store.questions()}
+        self._joined: dict[str, dict[int, str]] = {}
+
+    def verdicts(self, key: str) -> list[VerdictRecord]:
+        """Every verdict of a question, in the order of the index."""
+        return self.store.verdicts(key)
+
+    def within(self, key: str, first: int, n: int) -> list[VerdictRecord]:
+        """The verdicts of a question on the slice [first, first + n)."""
+        return self.store.verdicts(key, first, n)
+
+    def joined(self, key: str) -> dict[int, str]:
+        """What a board knows of a question: its verdicts and certificates, and the witnesses of all sets inside its own."""
+        if key not in self._joined:
+            self._joined[key] = joined(self.store, key, *self._certificates(key))
+        return self._joined[key]
+
+    def _certificates(self, key: str) -> list[str]:
+        """Questions that certify the same set, for the same model and data."""
+        asked = self.questions[key]
+        same = (asked.model, asked.dataset, asked.objective, asked.spec)
+        return [q.key for q in self.questions.values() if q.kind == "certificate" and (q.model, q.dataset, q.objective, q.spec) == same]
+
+    @cached_property
+    def stages(self) -> list[StageRecord]:
+        """What every attack did and cost, in all runs."""
+        return self.store.stages()
+
+    @cached_property
+    def stages_of_run(self) -> dict[str, list[StageRecord]]:
+        found: dict[str, list[StageRecord]] = defaultdict(list)
+        for stage in self.stages:
+            found[stage.run].append(stage)
+        return found
+
+    @cached_property
+    def stages_of_question(self) -> dict[str, list[StageRecord]]:
+        found: dict[str, list[StageRecord]] = defaultdict(list)
+        for stage in self.stages:
+            found[stage.question].append(stage)
+        return found
+
+    @cached_property
+    def groups(self) -> dict[Group, dict[str, list[tuple[RunRecord, str]]]]:
+        """Group -> spec of a set -> (run, key of its attack question), the oldest run first."""
+        found: dict[Group, dict[str, list[tuple[RunRecord, str]]]] = defaultdict(lambda: defaultdict(list))
+        for run in self.runs:
+            for key, spec in self.attacks(run):
+                found[group_of(self.questions[key])][spec].append((run, key))
+        return found
+
+    def attacks(self, run: RunRecord) -> list[tuple[str, str]]:
+        """(key, spec) of the sets that a run attacked, without its certificates."""
+        return [(key, spec) for key, spec in run.questions if self.questions[key].kind == "attack"]
+
+    def label(self, key: str) -> str:
+        """What a question's set is called in a column."""
+        question = self.questions[key]
+        return set_label(question.family, question.extent, question.spec)
+
+    def objective(self, run: RunRecord) -> str:
+        """Whose label counts in a run; all its questions agree."""
+        return next((self.questions[key].objective for key, _ in run.questions), "")
+
+    def classes(self, dataset: str) -> Sequence[str]:
+        """The names of a data set's classes; empty where it is not stored."""
+        found = self.datasets.get(dataset)
+        return found.classes if found else ()
+
+
+def group_of(question: QuestionRecord) -> Group:
+    q = question
+    return (q.model, q.dataset, q.objective, q.plan, q.seed, q.engine, q.precision)
+
+
+def class_name(classes: Sequence[str], label: int | None) -> str:
+    """A class as its data set calls it, or its number; a dash for none."""
+    if label is None:
+        return "–"
+    return classes[label] if 0 <= label < len(classes) else str(label)

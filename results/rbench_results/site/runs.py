@@ -1,0 +1,198 @@
+"""One page per run: what exactly happened, what it cost, the pictures, and how to make it again. Figures are the run's own, not joined."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rbench_results.records import RunRecord, VerdictRecord
+from rbench_results.report import run_report
+from rbench_results.site import charts, pictures
+from rbench_results.site.facts import Facts
+from rbench_results.site.words import count, duration, plural, slug, span
+
+SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass
+class Run:
+    """A run with all that its page shows."""
+
+    record: RunRecord
+    report: dict[str, Any]
+    slug: str
+    labels: dict[str, str]  # spec of a member -> what columns call it
+    classes: Sequence[str]
+    pictures: list[pictures.Picture]
+    sheet: bytes | None
+    flows: list[tuple[str, charts.Flow]]
+    steps: list[dict[str, Any]]
+    from_others: dict[str, int]  # run id -> verdicts that this run found answered
+
+    @property
+    def page(self) -> str:
+        return f"run-{self.slug}.html"
+
+    @property
+    def bar(self) -> charts.Bar | None:
+        return charts.bar(self.report["counts"]) if self.report["robust"] else None
+
+    @property
+    def images(self) -> str:
+        """The slice in words: images 0–499."""
+        return f"images {span(self.record.first, self.record.n)}"
+
+    @property
+    def passes(self) -> float | None:
+        cost = self.report["cost"]
+        return (cost["forward"] + cost["backward"]) / self.record.n if self.record.n and cost["forward"] else None
+
+    @property
+    def complete(self) -> bool:
+        """True where every member answered every image."""
+        return all(member["robust"] for member in self.report["members"].values())
+
+
+def read(facts: Facts, run: RunRecord) -> Run:
+    """The run as the store has it; pictures come from its witness files."""
+    report = {**run_report(facts.store, run.id), "site": None}
+    name = run.id if SAFE.fullmatch(run.id) else slug(run.id)
+    answers = {spec: facts.within(key, run.first, run.n) for key, spec in facts.attacks(run)}
+    shown, sheet = pictures.draw(facts.store.folder, pictures.choose(answers), f"img/run-{name}.png")
+    labels = {spec: facts.label(key) for key, spec in run.questions}
+    report["site"] = f"run-{name}.html"  # a site is read elsewhere than it was built: no path of this machine
+    return Run(
+        record=run,
+        report=report,
+        slug=name,
+        labels=labels,
+        classes=facts.classes(run.dataset),
+        pictures=shown,
+        sheet=sheet,
+        flows=_flows(facts, run, report, labels),
+        steps=_steps(report, labels),
+        from_others=_origin(run, answers),
+    )
+
+
+def _origin(run: RunRecord, answers: dict[str, list[VerdictRecord]]) -> dict[str, int]:
+    """How many of the verdicts other runs had already given."""
+    return dict(Counter(verdict.run for verdicts in answers.values() for verdict in verdicts if verdict.run != run.id))
+
+
+def _steps(report: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
+    """The attacks as they worked: members by how many images they were asked about, within a member the plan's order."""
+    first = {stage["spec"]: stage["entered"] for stage in reversed(report["stages"])}
+    order = {spec: at for at, spec in enumerate(labels)}
+    stages = sorted(report["stages"], key=lambda stage: (-first[stage["spec"]], order.get(stage["spec"], 0), stage["position"]))
+    return [{**stage, "member": labels.get(stage["spec"], stage["spec"]), **_worth(stage)} for stage in stages]
+
+
+def _worth(stage: dict[str, Any]) -> dict[str, Any]:
+    spent = stage["forward"] + stage["backward"]
+    price = spent / stage["broken"] if stage["broken"] else None
+    return {"standing": stage["entered"] - stage["broken"], "passes": spent, "price": price}
+
+
+def _flows(facts: Facts, run: RunRecord, report: dict[str, Any], labels: dict[str, str]) -> list[tuple[str, charts.Flow]]:
+    """One chart for a chain of members that skip what already fell; one per member where each was asked about every image."""
+    steps = _steps(report, labels)
+    by_member = {spec: [step for step in steps if step["spec"] == spec] for spec in dict.fromkeys(step["spec"] for step in steps)}
+    asked = {spec: facts.verdicts(key) for key, spec in facts.attacks(run)}
+    chained = all(before["standing"] >= after["entered"] for before, after in zip(steps, steps[1:], strict=False))
+    parts = [("", steps)] if steps and chained or len(by_member) == 1 else [(labels[spec], own) for spec, own in by_member.items()]
+    found = []
+    for title, own in parts:
+        verdicts = [verdict for spec in {step["spec"] for step in own} for verdict in asked.get(spec, [])]
+        wrong = {verdict.index for verdict in verdicts if verdict.status == "misclassified"}
+        bottom = charts.LOW if title else charts.TALL
+        chart = charts.flow([_step(step, title) for step in own], len(wrong) + own[0]["entered"], bottom)
+        if chart:
+            found.append((title, chart))
+    return found
+
+
+def _step(step: dict[str, Any], title: str) -> charts.Step:
+    name = step["attack"] if title else f"{step['member']}, {step['attack']}"
+    return charts.Step(name, step["entered"], step["broken"], step["passes"])
+
+
+def verdict_rows(run: Run) -> list[dict[str, Any]]:
+    """One row per image for the CSV: labels by number and by name, the joined status, who broke it, and every member's status."""
+    rows = []
+    for verdict in run.report["verdicts"]:
+        row = {name: verdict[name] for name in ("index", "label", "status", "attack", "fell_to", "clean", "predicted", "reason")}
+        rows.append(row | {f"{spec}": status for spec, status in verdict["members"].items()})
+    return rows
+
+
+def member_rows(run: Run) -> list[dict[str, Any]]:
+    """The table of members for the CSV."""
+    rows = []
+    for spec, member in run.report["members"].items():
+        figure = member["robust"] or {}
+        rows.append(
+            {"member": run.labels[spec], "spec": spec}
+            | {"robust": figure.get("accuracy"), "low": figure.get("low"), "high": figure.get("high")}
+            | {"n": run.record.n, **{name: member[name] for name in ("asked", "broke", "alone", "skipped", "unanswered")}}
+        )
+    return rows
+
+
+def stage_rows(run: Run) -> list[dict[str, Any]]:
+    """The table of attacks for the CSV."""
+    names = ("member", "spec", "position", "attack", "entered", "broken", "standing", "refused", "errors", "forward", "backward", "useful")
+    return [{name: step[name] for name in (*names, "seconds")} for step in run.steps]
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The run as one row of the list of runs."""
+    figure, clean = run.report["robust"] or {}, run.report["clean"] or {}
+    return {
+        "run": run.record.id,
+        "model": run.record.model_name,
+        "model_digest": run.record.model,
+        "dataset": run.record.dataset_name,
+        "threat": run.record.title,
+        "spec": run.record.spec,
+        "plan": run.record.plan,
+        "seed": run.record.seed,
+        "n": run.record.n,
+        "first": run.record.first,
+        "clean": clean.get("accuracy"),
+        "robust": figure.get("accuracy"),
+        "low": figure.get("low"),
+        "high": figure.get("high"),
+        "state": run.record.state,
+        "started": run.record.started,
+        "finished": run.record.finished,
+    }
+
+
+def record_of(facts: Facts, run: Run) -> list[tuple[str, str]]:
+    """The run's own record: keys, digests, provenance, cost."""
+    cost, own = run.report["cost"], run.report["cost"]["this_run"]
+    questions = [facts.questions[key] for key, _ in run.record.questions]
+    verdicts = [verdict for key, _ in run.record.questions for verdict in facts.within(key, run.record.first, run.record.n)]
+    machines = sorted({f"{v.device}, width {v.width}, {plural(v.threads, 'thread')}, torch {v.torch}" for v in verdicts})
+    return [
+        *((f"question {run.labels[spec]}", key) for key, spec in run.record.questions),
+        ("model digest", run.record.model),
+        ("data digest", run.record.dataset),
+        ("engine", ", ".join(sorted({f"{question.engine}, {question.precision}" for question in questions}))),
+        ("verdicts made on", "; ".join(machines)),
+        ("passes", f"{count(cost['forward'])} forward, {count(cost['backward'])} backward; {count(cost['useful'])} useful"),
+        ("of these in this run", f"{count(own['forward'] + own['backward'])}, in {duration(run.record.seconds)}"),
+        *((name, _plain(value)) for name, value in sorted(run.record.environment.items())),
+    ]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return str(value)

@@ -1,0 +1,150 @@
+"""A store with made-up results, for tests of the site alone: the names say so, and no figure in it was ever measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from rbench_results.figures import FALLEN
+from rbench_results.records import QuestionRecord, VerdictRecord
+from rbench_results.store import Store
+from stored import dataset, digest, model, question, run, stage, verdict
+
+HOSTILE = "<script>alert('x')</script>"
+FORMULA = '=HYPERLINK("http://example.invalid")'
+LONG = "größe-" + "無限に長い名前" * 12 + "-" + "w" * 120
+UNION = {"linf": "3/10", "l2": "2", "l1": "10"}
+TITLE = "test-only-union"
+
+
+class Maker:
+    """Fills a store run by run; every choice comes from a seed."""
+
+    def __init__(self, folder: Path, images: NDArray[np.float32] | None = None, labels: Sequence[int] | None = None, seed: int = 0) -> None:
+        self.store, self.random = Store.open(folder), np.random.default_rng(seed)
+        self.images = patterns(self.random) if images is None else images
+        self.labels = [int(label) for label in (np.arange(len(self.images)) % 10 if labels is None else labels)]
+        self.data = dataset("test-only", digest=digest("test-only"), size=len(self.images), classes=tuple("0123456789"), shape=self.images.shape[1:])
+        self.store.put_dataset(self.data)
+        self.runs = 0
+
+    def model(self, name: str, **fields: Any) -> str:
+        made = model(name, digest=digest(name), dataset=self.data.name, classes=10, **fields)
+        self.store.put_model(made)
+        return made.digest
+
+    def question(self, owner: str, family: str, eps: str, **fields: Any) -> QuestionRecord:
+        shown = {"3/10": "0.3"}.get(eps, eps)
+        asked = question(family, eps, model=owner, dataset=self.data.digest, spec=f"{family}(eps={shown})", **fields)
+        self.store.put_question(asked)
+        return asked
+
+    def run(self, name: str, holds: dict[str, float], *, n: int = 0, full: bool = False, plan: str = "apgd", errors: int = 0, left_out: int = 0, **fields: Any) -> str:
+        """A union over the members in `holds` (family -> share that holds, under UNION's radii); `left_out` images are not answered at all."""
+        self.runs += 1
+        owner, id = digest(name), f"t{self.runs:03d}"
+        n = n or len(self.images)
+        asked = [self.question(owner, family, UNION[family], plan=plan) for family in holds]
+        spec = f"union({', '.join(q.spec for q in asked)})" if len(asked) > 1 else asked[0].spec
+        given = {"spec": spec, "title": TITLE if len(asked) > 1 else spec, "sentence": "The worst member counts." if len(asked) > 1 else asked[0].sentence}
+        record = run(id, asked, model=owner, model_name=name, dataset=self.data.digest, dataset_name=self.data.name, **given)
+        record = replace(record, n=n, plan=plan, full=full, state=fields.pop("state", "done"), started=f"2001-02-03T04:{self.runs:02d}:00+00:00", **fields)
+        self.store.start_run(record)
+        wrong = self.random.random(n) < 0.03
+        standing = np.ones(n, bool)
+        for at, (one, share) in enumerate(zip(asked, holds.values(), strict=True)):
+            entered = [i for i in range(n - left_out) if full or standing[i]]
+            fell = {i: self.random.random() > share for i in entered}
+            rows = [self._verdict(i, id, wrong=bool(wrong[i]), fell=fell[i], error=at == 0 and i < errors) for i in entered]
+            rows = self._witnesses(one, id, rows)
+            standing[[row.index for row in rows if row.status in FALLEN]] = False
+            self.store.add_chunk(one.key, rows, self._stages(one, id, rows))
+        if record.state != "running":
+            self.store.finish_run(id, state=record.state, warnings=record.warnings, seconds=12.5)
+        return id
+
+    def _verdict(self, index: int, id: str, *, wrong: bool, fell: bool, error: bool) -> VerdictRecord:
+        label = self.labels[index]
+        if error:
+            return verdict(index, "error", label=label, clean=None, run=id, reason="not a number in the logits")
+        if wrong:
+            return verdict(index, "misclassified", label=label, clean=(label + 3) % 10, run=id)
+        if not fell:
+            return verdict(index, "survived", label=label, clean=label, run=id, margin=0.5)
+        return verdict(index, "broken", label=label, clean=label, predicted=(label + 1 + index % 8) % 10, run=id, attack="apgd-ce(steps=100)", gauge=0.98, margin=-0.1)
+
+    def _witnesses(self, asked: QuestionRecord, id: str, rows: list[VerdictRecord]) -> list[VerdictRecord]:
+        broken = [row for row in rows if row.status == "broken"]
+        if not broken:
+            return rows
+        index = np.array([row.index for row in broken])
+        x = self.images[index]
+        x_adv = np.clip(x + _moves(self.random, asked.family, x.shape), 0, 1).astype(np.float32)
+        name = f"witnesses/{asked.key[:16]}/{id}.safetensors"
+        path = self.store.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"index": index, "x": x, "x_adv": x_adv, "theta": (x_adv - x).reshape(len(x), -1)}, path)
+        place = {row.index: at for at, row in enumerate(broken)}
+        return [replace(row, witness=name, row=place[row.index]) if row.status == "broken" else row for row in rows]
+
+    def _stages(self, asked: QuestionRecord, id: str, rows: Sequence[VerdictRecord]) -> list[Any]:
+        entered = sum(row.status not in ("misclassified", "error") for row in rows)
+        broken = sum(row.status == "broken" for row in rows)
+        parts = [(entered, broken * 3 // 4), (entered - broken * 3 // 4, broken - broken * 3 // 4)]
+        names = ("apgd-ce(steps=100)", "apgd-t(targets=9, steps=100)")
+        return [
+            stage(asked, at, run=id, attack=names[at], entered=came, broken=fell, forward=came * 60 * (1 + 8 * at), backward=came * 50 * (1 + 8 * at), seconds=1.5)
+            for at, (came, fell) in enumerate(parts)
+        ]
+
+
+def patterns(random: np.random.Generator, n: int = 64) -> NDArray[np.float32]:
+    """(n, 1, 8, 8): a bright bar whose place and slant depend on the class, with a little noise."""
+    rows, columns = np.mgrid[0:8, 0:8]
+    bars = [np.exp(-((columns - 3.5 + (rows - 3.5) * (k % 5 - 2) / 2 - k // 5) ** 2)) for k in range(10)]
+    images = np.stack([bars[i % 10] for i in range(n)])[:, None] + 0.05 * random.random((n, 1, 8, 8))
+    return np.clip(images, 0, 1).astype(np.float32)
+
+
+def _moves(random: np.random.Generator, family: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    if family == "linf":
+        return 0.3 * np.sign(random.standard_normal(shape))
+    many = random.random(shape) < (0.5 if family == "l2" else 0.08)
+    return many * random.uniform(-1, 1, shape) * (0.6 if family == "l2" else 1.5)
+
+
+def fill(folder: Path, images: NDArray[np.float32] | None = None, labels: Sequence[int] | None = None) -> Store:
+    """Two boards' worth of rows: complete, partial, shorter, failed, with errors, another plan, hostile names, a model that never ran."""
+    maker = Maker(folder, images, labels)
+    card = {
+        "name": "test-msd",
+        "training": {"recipe": "msd", "seed": 0},
+        "architecture": {"factory": "rbench_zoo.architectures:SmallCNN", "channels": [16, 32]},
+        "source": {
+            "paper": "arXiv:1909.04068",
+            "code": "javascript:alert(1)",
+            "reported": [{"threat": "linf(eps=0.3)", "attack": "PGD-40", "robust_accuracy": 0.62, "n": 10000, "where": "Table 1"}],
+        },
+    }
+    maker.model("test-msd", title="Test net, three balls at once", card=card, parameters=166_406)
+    maker.model("test-linf", title="Test net, linf adversarial training", parameters=16_640)
+    maker.model("test-plain", title="Test net, standard training", parameters=1_664)
+    maker.model(HOSTILE, title="</td><img src=x onerror=alert(1)>", card={"source": {"code": "https://example.invalid/?a=1&b=2"}})
+    maker.model(FORMULA)
+    maker.model(LONG, title="A title that goes on and on " * 8)
+    maker.model("test-never-run")
+    maker.run("test-msd", {"linf": 0.8, "l2": 0.85, "l1": 0.8}, n=40, full=True, plan="pgd")
+    maker.run("test-msd", {"linf": 0.75, "l2": 0.8, "l1": 0.75}, full=True, environment={"machine": "x86_64", "python": "3.11"})
+    maker.run("test-linf", {"linf": 0.9, "l2": 0.3, "l1": 0.25})
+    maker.run("test-plain", {"linf": 0.02, "l2": 0.1, "l1": 0.1}, warnings=[{"code": "masking", "text": "A warning that a test wrote."}])
+    maker.run(HOSTILE, {"linf": 0.5, "l2": 0.5, "l1": 0.5}, full=True, errors=3, command=f"rbench run --model '{HOSTILE}'")
+    maker.run(LONG, {"linf": 0.6, "l2": 0.5, "l1": 0.5}, n=30, state="done")
+    maker.run(FORMULA, {"linf": 0.6, "l2": 0.7, "l1": 0.5}, left_out=9, state="failed")
+    maker.run("test-msd", {"l2": 0.8}, plan="apgd")
+    return maker.store

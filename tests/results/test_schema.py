@@ -1,0 +1,64 @@
+"""The tables that migrations make are the tables that the code speaks of."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from rbench_results import database, records, schema
+from rbench_results.database import migrations, open_database
+
+KINDS = {
+    schema.Model: records.ModelRecord,
+    schema.Dataset: records.DatasetRecord,
+    schema.Question: records.QuestionRecord,
+    schema.Run: records.RunRecord,
+    schema.Stage: records.StageRecord,
+    schema.Verdict: records.VerdictRecord,
+}
+OURS_ALONE = {"id", "number", "question_id"}  # keys of the tables, which no record carries (a run's id apart)
+
+
+def test_migrations_make_the_tables_of_the_schema(tmp_path: Path) -> None:
+    engine = open_database(tmp_path, create=True)
+    with engine.begin() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, schema.Base.metadata) == []
+        made = connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'verdict'").scalar_one()
+        assert "WITHOUT ROWID" in made  # the comparison above does not look at it
+    engine.dispose()
+
+
+def test_the_newest_script_is_the_head_that_lets_a_database_open_without_alembic(tmp_path: Path) -> None:
+    engine = open_database(tmp_path, create=True)
+    with engine.begin() as connection:
+        assert ScriptDirectory.from_config(migrations(connection)).get_heads() == [schema.HEAD]
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all() == [schema.HEAD]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_columns_are_the_fields_of_the_record(kind: type[schema.Base]) -> None:
+    fields = {field.name for field in dataclasses.fields(KINDS[kind])}
+    columns = set(kind.__table__.columns.keys())
+    assert fields - columns <= {"question", "questions"}  # kept as question_id and in run_question
+    assert columns - fields <= OURS_ALONE
+
+
+def test_scripts_lie_in_the_installed_package() -> None:
+    folder = files("rbench_results") / "migrations"
+    for name in ("env.py", "script.py.mako", "versions/0001_first_tables.py"):
+        assert folder.joinpath(name).is_file(), name
+
+
+def test_an_installation_folder_with_a_percent_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(str(files("rbench_results") / "migrations"), tmp_path / "50%(off)s" / "migrations")
+    monkeypatch.setattr(database, "files", lambda package: tmp_path / "50%(off)s")
+    database.open_database(tmp_path / "data", create=True).dispose()

@@ -1,0 +1,146 @@
+"""The catalogue of threats: presets by name, and specs built into sets. Imports torch only to build."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rbench_core.catalogue import Entry, entries, installed, only
+from rbench_core.errors import CardError, SpecError, UnknownName, UsageError
+from rbench_threats.spec import Call, Exact, parse
+
+if TYPE_CHECKING:
+    from rbench_threats.composite import Union
+    from rbench_threats.protocol import PerturbationSet
+
+SETS = {  # the catalogue's one line per set; sets of installed packages join by entry points of the group `rbench.sets`
+    "linf": "rbench_threats.lp:Linf",
+    "l2": "rbench_threats.lp:L2",
+    "l1": "rbench_threats.lp:L1",
+    "l0": "rbench_threats.lp:L0",
+    "rotation-translation": "rbench_threats.spatial:RotationTranslation",
+    "union": "rbench_threats.composite:Union",
+}
+PRESET_KEYS = ("name", "title", "summary", "specs", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class Threat:
+    """What one run asks: the members of a union (or one set), with the name and the words that stand on the board."""
+
+    name: str
+    title: str
+    sentence: str
+    members: tuple[PerturbationSet, ...]
+    spec: str
+
+    def __str__(self) -> str:
+        return self.spec
+
+
+def presets() -> dict[str, Entry]:
+    """Every preset by name. Raises CardError for a broken file."""
+    found = entries([("built in", Path(str(resources.files("rbench_threats") / "presets")))])
+    for entry in found.values():
+        only(entry.table, PRESET_KEYS, entry.path)
+        if not isinstance(entry.table.get("specs"), dict):
+            raise CardError(f"{entry.path}: no table [specs]", expected='one spec per data set, such as mnist = "linf(eps=0.3)"')
+    return found
+
+
+def listing() -> list[dict[str, Any]]:
+    """One object per preset and per set: name, kind, title, summary, specs by data set. No torch."""
+    rows = [{"name": e.name, "kind": "preset", **{k: e.table.get(k, "") for k in ("title", "summary", "source")}, "specs": e.table["specs"]} for e in presets().values()]
+    named = {row["name"] for row in rows}
+    return rows + [{"name": name, "kind": "set", "title": name, "summary": "", "source": "", "specs": {}} for name in _sets() if name not in named]
+
+
+def resolve(text: str, dataset: str | None = None, eps: str | None = None) -> Threat:
+    """The threat that a preset's name or a spec means on a data set; eps replaces the radius of a single ball.
+
+    Names are read without regard to case (`Linf`). Raises SpecError, UnknownName, UsageError.
+    """
+    call = parse(text.strip())
+    named = presets()
+    preset = named.get(call.name.lower()) if not (call.args or call.named) else None
+    if preset is None and call.name.lower() not in _sets() and ":" not in call.name:
+        raise UnknownName("threat", call.name, {*named, *_sets()}, fix="`rbench threats` lists them; a spec such as linf(eps=0.3) works too.")
+    if preset is not None and eps is None:
+        call = parse(_spec(preset, dataset))
+    elif eps is not None:
+        call = _with_radius(call, eps)
+    built = build(call)
+    title = preset.name if preset is not None and eps is None else str(built)
+    return Threat(title, title, built.sentence, getattr(built, "members", (built,)), str(built))
+
+
+def _spec(preset: Entry, dataset: str | None) -> str:
+    specs = preset.table["specs"]
+    if dataset in specs:
+        return str(specs[dataset])
+    example = next(iter(specs.values()))
+    raise UsageError(f"threat {preset.name}: no convention for data set {dataset!r}", expected=f"one of: {', '.join(specs)}", fix=f"Give the radius, as in {example}.")
+
+
+def _with_radius(call: Call, eps: str) -> Call:
+    if call.named or call.args:
+        raise UsageError(f"--eps {eps} beside a spec that has arguments", expected="a bare name such as linf, or the radius in the spec")
+    names = [field.name for field in fields(_class(call.name.lower()))] if call.name.lower() in _sets() else []
+    if len(names) != 1 or names == ["members"]:
+        raise UsageError(f"--eps {eps} with threat {call.name}", expected="a single ball: linf, l2, l1 or l0", fix="Write the radii into a spec, such as union(linf(eps=0.3), l2(eps=2)).")
+    return Call(call.name, (), ((names[0], Exact(eps)),))
+
+
+def build(call: Call) -> PerturbationSet | Union:
+    """The set of a parsed spec. Raises SpecError for unknown or missing arguments, UnknownName for an unknown set."""
+    kind = _class(call.name.lower())
+    names = [field.name for field in fields(kind)]
+    if names == ["members"]:
+        return kind(tuple(_part(value, call.name) for value in call.args), **_no_names(call))  # type: ignore[no-any-return]
+    given: dict[str, Any] = dict(zip(names, call.args, strict=False))
+    if len(call.args) > len(names) or any(key in given or key not in names for key, _ in call.named):
+        raise SpecError(f"{call.name}: arguments {_shown(call)}", expected=f"{', '.join(names)}, each once")
+    given.update(call.named)
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise SpecError(f"{call.name}: no {missing[0]}", expected=f"{call.name}({', '.join(f'{name}=...' for name in names)})")
+    return kind(**{key: _number(value, call.name, key) for key, value in given.items()})  # type: ignore[no-any-return]
+
+
+def _part(value: Any, where: str) -> Any:
+    if isinstance(value, Call):
+        return build(value)
+    raise SpecError(f"{where}: {value}", expected="sets, such as linf(eps=0.3)")
+
+
+def _no_names(call: Call) -> dict[str, Any]:
+    if call.named:
+        raise SpecError(f"{call.name}: {call.named[0][0]}=...", expected="sets without names, such as union(linf(eps=0.3), l2(eps=2))")
+    return {}
+
+
+def _number(value: Any, where: str, key: str) -> Any:
+    if isinstance(value, Exact):
+        return value
+    raise SpecError(f"{where}: {key}={value.name}", expected="a decimal such as 0.3 or a fraction such as 8/255")
+
+
+def _shown(call: Call) -> str:
+    return ", ".join([str(value) if isinstance(value, Exact) else value.name for value in call.args] + [key for key, _ in call.named])
+
+
+def _sets() -> dict[str, Any]:
+    return {**SETS, **installed("rbench.sets")}
+
+
+def _class(name: str) -> Any:
+    found = _sets().get(name)
+    if found is None:
+        raise UnknownName("set", name, _sets(), fix="`rbench threats` lists them.")
+    if not isinstance(found, str):
+        return found.load()
+    module, _, attribute = found.partition(":")
+    return getattr(importlib.import_module(module), attribute)

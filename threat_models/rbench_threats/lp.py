@@ -1,0 +1,375 @@
+"""The lp balls, cut with the box that keeps x + θ in [0, 1]. θ = x′ − x, flattened; radii in pixel units."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rbench_core.errors import SpecError
+from rbench_threats.protocol import NORM_TOLERANCE, PIXEL_TOLERANCE, Row, Scale, per_row
+from rbench_threats.spec import Exact, whole, written
+
+Rows = Float[Tensor, " rows"]
+Thetas = Float[Tensor, "rows p"]
+Images = Float[Tensor, "rows c h w"]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The context of every additive set: clean images and, per value, how far θ may go down and up."""
+
+    x: Float[Tensor, "rows c h w"]
+    lower: Float[Tensor, "rows p"]
+    upper: Float[Tensor, "rows p"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Additive:
+    """What the lp balls share: x′ = x + θ inside the image range."""
+
+    family: ClassVar[str]
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm"})
+    norm: ClassVar[float]  # with `radius` the capability "norm": what foreign attacks are told
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Every image shape will do."""
+
+    def context(self, x: Images, row: Row) -> Box:
+        """lower = −x and upper = 1 − x, (rows, C·H·W)."""
+        flat = x.flatten(1)
+        return Box(x, lower=-flat, upper=1 - flat)
+
+    def render(self, ctx: Box, theta: Thetas) -> Images:
+        """x + θ. No clamp: project keeps θ in the box, and x + (1 − x) rounds to at most 1."""
+        return ctx.x + theta.view_as(ctx.x)
+
+    def from_images(self, ctx: Box, images: Images) -> Thetas:
+        """The θ of an image that a foreign attack returned."""
+        return (images - ctx.x).flatten(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Linf(_Additive):
+    """Every x′ with max|x′ − x| ≤ eps and x′ in [0, 1]. eps in pixel units, 0 < eps ≤ 1."""
+
+    eps: Exact | Fraction | float | int | str
+
+    family: ClassVar[str] = "linf"
+    norm: ClassVar[float] = math.inf
+
+    def __post_init__(self) -> None:
+        eps = Exact(self.eps)
+        if not 0 < eps <= 1:
+            fix = "For 8 grey levels write eps=8/255." if eps > 1 else None
+            raise SpecError(f"linf: eps={eps}", expected="0 < eps <= 1, since images lie in [0, 1]", fix=fix)
+        object.__setattr__(self, "eps", eps)
+
+    def __str__(self) -> str:
+        return written("linf", {"eps": self.eps})
+
+    @property
+    def extent(self) -> dict[str, Fraction]:
+        return {"eps": Exact(self.eps)}
+
+    @property
+    def radius(self) -> float:
+        return float(self.eps)
+
+    @property
+    def sentence(self) -> str:
+        return f"Every pixel may move by at most {self.eps}."
+
+    def start(self, ctx: Box, row: Row) -> Thetas:
+        """Uniform noise scaled to exactly radius eps, cut with the box (AutoAttack's start)."""
+        noise = 2 * row.uniform(ctx.lower.shape[1], stream=0) - 1
+        return self.project(ctx, noise * (float(self.eps) / noise.abs().amax(1, keepdim=True)))
+
+    def project(self, ctx: Box, theta: Thetas, scale: Scale = 1.0) -> Thetas:
+        """Exact: ball and image range are both boxes."""
+        radius = per_row(scale) * float(self.eps)
+        if isinstance(radius, float):
+            return theta.clamp(-radius, radius).clamp(ctx.lower, ctx.upper)
+        return theta.minimum(radius).maximum(-radius).clamp(ctx.lower, ctx.upper)
+
+    def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
+        return grad.sign().mul_(float(self.eps))
+
+    def gauge(self, ctx: Box, theta: Thetas) -> Rows:
+        return theta.abs().amax(1) / float(self.eps)
+
+    def excess(self, ctx: Box, theta: Thetas) -> Rows:
+        outside = torch.maximum(ctx.lower - theta, theta - ctx.upper).maximum(theta.abs() - float(self.eps))
+        return outside.amax(1) - PIXEL_TOLERANCE
+
+
+class _Norm(_Additive):
+    """What l2 and l1 share: a norm in float64, a radius relative to which it is tolerant."""
+
+    __slots__ = ()
+    order: ClassVar[int]
+    eps: Exact | Fraction | float | int | str
+
+    def __str__(self) -> str:
+        return written(self.family, {"eps": self.eps})
+
+    @property
+    def extent(self) -> dict[str, Fraction]:
+        return {"eps": Exact(self.eps)}
+
+    @property
+    def radius(self) -> float:
+        return float(self.eps)
+
+    def gauge(self, ctx: Box, theta: Thetas) -> Rows:
+        return (_norm(theta, self.order) / float(self.eps)).float()
+
+    def excess(self, ctx: Box, theta: Thetas) -> Rows:
+        beyond = _norm(theta, self.order) - float(self.eps) * (1 + NORM_TOLERANCE)
+        return torch.maximum(beyond.float(), _outside(ctx, theta) - PIXEL_TOLERANCE)
+
+
+@dataclass(frozen=True, slots=True)
+class L2(_Norm):
+    """Every x′ with ‖x′ − x‖₂ ≤ eps and x′ in [0, 1]; the norm over all values, channels included. 0 < eps."""
+
+    eps: Exact | Fraction | float | int | str
+
+    family: ClassVar[str] = "l2"
+    order: ClassVar[int] = 2
+    norm: ClassVar[float] = 2.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", _radius("l2", self.eps))
+
+    @property
+    def sentence(self) -> str:
+        return f"The squares of all movements add up to at most {self.eps}²."
+
+    def start(self, ctx: Box, row: Row) -> Thetas:
+        """A direction drawn uniformly, at radius eps, cut with the box."""
+        return self.project(ctx, _unit(row.normal(ctx.lower.shape[1], stream=0)) * float(self.eps))
+
+    def project(self, ctx: Box, theta: Thetas, scale: Scale = 1.0) -> Thetas:
+        return project_l2_box(theta, ctx.lower, ctx.upper, _radii(theta, scale, self.eps))
+
+    def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
+        return _unit(grad) * float(self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class L1(_Norm):
+    """Every x′ with ‖x′ − x‖₁ ≤ eps and x′ in [0, 1]; the norm over all values, channels included. 0 < eps."""
+
+    eps: Exact | Fraction | float | int | str
+
+    family: ClassVar[str] = "l1"
+    order: ClassVar[int] = 1
+    norm: ClassVar[float] = 1.0
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "sparse"})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", _radius("l1", self.eps))
+
+    @property
+    def sentence(self) -> str:
+        return f"The movements of all pixels add up to at most {self.eps}."
+
+    def start(self, ctx: Box, row: Row) -> Thetas:
+        """Laplace noise scaled to radius eps, cut with the box."""
+        noise = row.uniform(ctx.lower.shape[1], stream=0) - 0.5
+        laplace = -noise.sign() * torch.log1p(-2 * noise.abs())
+        return self.project(ctx, laplace * (float(self.eps) / laplace.abs().sum(1, keepdim=True)))
+
+    def project(self, ctx: Box, theta: Thetas, scale: Scale = 1.0) -> Thetas:
+        return project_l1_box(theta, ctx.lower, ctx.upper, _radii(theta, scale, self.eps))
+
+    def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
+        """share None: the one largest coordinate takes all; else the sign on the `share` largest, evenly (SLIDE's step)."""
+        chosen = _largest(grad.abs(), _counts(grad, share)) & (grad != 0)
+        direction = torch.where(chosen, grad.sign(), 0.0)
+        return direction * (float(self.eps) / chosen.sum(1, keepdim=True).clamp_min(1))
+
+    def free(self, ctx: Box, theta: Thetas, grad: Thetas) -> Thetas:
+        return _free(ctx, theta, grad)
+
+
+@dataclass(frozen=True, slots=True)
+class L0(_Additive):
+    """Every x′ in [0, 1] that differs from x in at most `pixels` pixels; all channels of a pixel count once."""
+
+    pixels: Exact | Fraction | float | int | str
+
+    family: ClassVar[str] = "l0"
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "norm", "sparse", "support"})
+    norm: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pixels", Exact(whole(self.pixels, "l0: pixels")))
+
+    def __str__(self) -> str:
+        return written("l0", {"pixels": self.pixels})
+
+    @property
+    def extent(self) -> dict[str, Fraction]:
+        return {"pixels": Exact(self.pixels)}
+
+    @property
+    def radius(self) -> float:
+        return float(Exact(self.pixels))
+
+    @property
+    def sentence(self) -> str:
+        return f"At most {self.pixels} pixels may change, each to any value."
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """More pixels than the image has make no sense."""
+        if int(Exact(self.pixels)) > shape[1] * shape[2]:
+            raise SpecError(f"l0: pixels={self.pixels}", expected=f"at most {shape[1] * shape[2]}, the pixels of a {shape[1]} x {shape[2]} image")
+
+    def start(self, ctx: Box, row: Row) -> Thetas:
+        """Pixels drawn uniformly, each channel uniform over its range."""
+        channels, pixels = ctx.x.shape[1], ctx.x.shape[2] * ctx.x.shape[3]
+        chosen = _largest(row.uniform(pixels, stream=0), self._budget(ctx, 1.0))
+        value = ctx.lower + row.uniform(ctx.lower.shape[1], stream=1)  # upper − lower = 1
+        return torch.where(chosen.repeat(1, channels), value, 0.0)
+
+    def project(self, ctx: Box, theta: Thetas, scale: Scale = 1.0) -> Thetas:
+        """Keep the pixels whose change brings the point nearest; clip them to the box."""
+        clipped = theta.clamp(ctx.lower, ctx.upper)
+        gain = (theta.square() - (theta - clipped).square()).unflatten(1, (ctx.x.shape[1], -1)).sum(1)
+        return torch.where(self._kept(ctx, gain, scale), clipped, 0.0)
+
+    def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
+        """Each chosen pixel goes to the end of its range that grad points at; share of the pixels, else the whole budget."""
+        best = torch.where(grad > 0, ctx.upper, ctx.lower).where(grad != 0, 0.0)
+        gain = (grad * best).unflatten(1, (ctx.x.shape[1], -1)).sum(1)
+        counts = self._budget(ctx, 1.0) if share is None else _counts(gain, share).minimum(self._budget(ctx, 1.0))
+        return torch.where(_largest(gain, counts).repeat(1, ctx.x.shape[1]), best, 0.0)
+
+    def free(self, ctx: Box, theta: Thetas, grad: Thetas) -> Thetas:
+        return _free(ctx, theta, grad)
+
+    def gauge(self, ctx: Box, theta: Thetas) -> Rows:
+        return self._changed(ctx, theta) / float(Exact(self.pixels))
+
+    def excess(self, ctx: Box, theta: Thetas) -> Rows:
+        return torch.maximum(self._changed(ctx, theta) - float(Exact(self.pixels)), _outside(ctx, theta) - PIXEL_TOLERANCE)
+
+    def _changed(self, ctx: Box, theta: Thetas) -> Rows:
+        return (theta != 0).unflatten(1, (ctx.x.shape[1], -1)).any(1).sum(1).float()
+
+    def _budget(self, ctx: Box, scale: Scale) -> Tensor:
+        count = torch.as_tensor(scale, device=ctx.x.device, dtype=torch.float64) * float(Exact(self.pixels))
+        return (count + 1e-9).floor().long().expand(ctx.x.shape[0])
+
+    def _kept(self, ctx: Box, gain: Tensor, scale: Scale) -> Tensor:
+        return _largest(gain, self._budget(ctx, scale)).repeat(1, ctx.x.shape[1])
+
+
+def project_l2_box(theta: Thetas, lower: Thetas, upper: Thetas, eps: Rows, rounds: int = 12) -> Thetas:
+    """Nearest point to theta (Euclidean, per row) with ‖·‖₂ ≤ eps and lower ≤ · ≤ upper, where lower ≤ 0 ≤ upper.
+
+    The nearest point is clamp(s·θ) for one s per row, and Σ min(s²θᵢ², roomᵢ²) is concave and piecewise linear in s²: Newton from 0
+    rises monotonically to the root, so every round is inside the ball, and it ends exactly once no room is crossed any more (2 to 9
+    rounds seen). No host synchronisation. A row already inside comes back unchanged. Source: Lagrange conditions; cf. Croce & Hein 2021, sec. 2.
+    """
+    clipped = theta.clamp(lower, upper)
+    square = theta.square()
+    room = torch.where(theta > 0, upper, lower).square()
+    budget = eps.square()
+    t = budget / square.sum(1).clamp_min(1e-30)
+    for _ in range(rounds):
+        moved = t[:, None] * square
+        free = moved < room
+        slope = torch.where(free, square, 0.0).sum(1)
+        left = budget - torch.minimum(moved, room).sum(1)
+        t = torch.where((left > 0) & (slope > 0), t + left / slope.clamp_min(1e-30), t)
+    shrunk = (theta * t.sqrt().clamp_max(1.0)[:, None]).clamp(lower, upper)
+    inside = clipped.square().sum(1) <= budget
+    return torch.where(inside[:, None], clipped, _fit(shrunk, eps, 2))
+
+
+def project_l1_box(theta: Thetas, lower: Thetas, upper: Thetas, eps: Rows, rounds: int = 30) -> Thetas:
+    """Nearest point to theta (Euclidean, per row) with ‖·‖₁ ≤ eps and lower ≤ · ≤ upper, where lower ≤ 0 ≤ upper.
+
+    Not the box clip of an l1 projection: that leaves part of the budget unused. The nearest point is clamp(soft(θ, λ)) for one λ per row;
+    Σ min(max(|θᵢ| − λ, 0), roomᵢ) falls piecewise linearly in λ: Newton inside a bracket that every
+    third round halves (alone it creeps where many rooms end together), then a last rescaling below rounding.
+    No host synchronisation. A row already inside comes back unchanged. Source: Croce & Hein 2021, "Mind the box", sec. 2.
+    """
+    size = theta.abs()
+    room = torch.where(theta > 0, upper, -lower)
+    low = torch.zeros_like(eps)
+    high = size.amax(1)
+    level = low
+    for turn in range(rounds):
+        over = size - level[:, None]
+        norm = torch.minimum(over.clamp_min(0), room).sum(1)
+        low = torch.where(norm > eps, level, low)
+        high = torch.where(norm > eps, high, level)
+        slope = ((over > 0) & (over < room)).sum(1)
+        newton = level + (norm - eps) / slope.clamp_min(1)
+        bisect = (slope == 0) | (newton < low) | (newton > high) | (turn % 3 == 1 and turn < rounds - 6)
+        level = torch.where(bisect, (low + high) / 2, newton)
+    soft = (size - level[:, None]).clamp_min(0).minimum(room) * theta.sign()
+    clipped = theta.clamp(lower, upper)
+    inside = clipped.abs().sum(1) <= eps
+    return torch.where(inside[:, None], clipped, _fit(soft, eps, 1))
+
+
+def _fit(theta: Thetas, eps: Rows, order: int) -> Thetas:
+    """Shrink by the rounding that is left, never stretch; towards 0, so the box still holds."""
+    norm = torch.linalg.vector_norm(theta, order, dim=1)
+    return theta * (eps / norm.clamp_min(1e-30)).clamp_max(1.0)[:, None]
+
+
+def _norm(theta: Thetas, order: int) -> Tensor:
+    return torch.linalg.vector_norm(theta, order, dim=1, dtype=torch.float64)
+
+
+def _outside(ctx: Box, theta: Thetas) -> Rows:
+    return torch.maximum(ctx.lower - theta, theta - ctx.upper).amax(1)
+
+
+def _unit(direction: Thetas) -> Thetas:
+    """Each row at Euclidean length 1, or 0; scaled by its largest entry first, so gradients of 1e-30 do not underflow."""
+    scaled = direction / direction.abs().amax(1, keepdim=True).clamp_min(1e-38)
+    return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def _free(ctx: Box, theta: Thetas, grad: Thetas) -> Thetas:
+    """grad without the entries along which the box leaves no room."""
+    stuck = ((grad > 0) & (theta >= ctx.upper)) | ((grad < 0) & (theta <= ctx.lower))
+    return torch.where(stuck, 0.0, grad)
+
+
+def _counts(values: Tensor, share: Tensor | None) -> Tensor:
+    """How many coordinates a sparse step moves: at least one."""
+    if share is None:
+        return torch.ones(values.shape[0], dtype=torch.long, device=values.device)
+    return (share * values.shape[1]).round().long().clamp(1, values.shape[1])
+
+
+def _largest(values: Tensor, counts: Tensor) -> Tensor:
+    """Mask of the counts[i] largest entries of row i; ties go to the lower index, so a row never depends on its neighbours."""
+    order = values.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(values.shape[1], device=values.device).expand_as(order))
+    return rank < counts[:, None]
+
+
+def _radii(theta: Thetas, scale: Scale, eps: Exact | Fraction | float | int | str) -> Rows:
+    radius = torch.as_tensor(scale, device=theta.device, dtype=theta.dtype) * float(eps)
+    return radius.expand(theta.shape[0])
+
+
+def _radius(name: str, eps: Exact | Fraction | float | int | str) -> Exact:
+    exact = Exact(eps)
+    if not 0 < exact <= 10**6:
+        raise SpecError(f"{name}: eps={exact}", expected="0 < eps <= 1000000, in units of pixels that lie in [0, 1]")
+    return exact
