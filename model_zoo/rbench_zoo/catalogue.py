@@ -12,13 +12,12 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
-from rbench_core.catalogue import entries, installed, read_toml
+from rbench_core.catalogue import installed, read_toml
 from rbench_core.errors import CardError, UnknownName
 from rbench_zoo.card import Card, parse
 
 GROUP = "rbench.models"
 BUILT_IN = Path(__file__).parent / "cards"
-RECIPES = Path(__file__).parent / "recipes"
 
 
 @dataclass(slots=True)
@@ -73,11 +72,6 @@ def listing() -> list[dict[str, Any]]:
     broken = [_broken_row(name, error) for name, error in found.broken.items()]
     taken = {row["name"] for row in broken}
     return sorted([row for row in rows if row["name"] not in taken] + broken, key=lambda row: str(row["name"]))
-
-
-def recipe_listing() -> list[dict[str, Any]]:
-    """One plain object per training recipe: its name and what it says of itself. What a recipe means is the training loop's affair."""
-    return [{"name": entry.name, "title": entry.table.get("title")} for entry in entries([("built in", RECIPES)]).values()]
 
 
 def folders() -> Iterator[tuple[str, Path]]:

@@ -276,17 +276,16 @@ import itertools, sys, pathlib
 from rbench_results.store import Store
 from stored import question, stage, verdict
 with Store.open(pathlib.Path(sys.argv[1])) as store:
-    print("writing", flush=True)
     for chunk in itertools.count(int(sys.argv[2])):
         store.add_chunk(question().key, [verdict(50 * chunk + i, "broken") for i in range(50)], [stage(question(), entered=50)])
 """
 
 
 def test_a_killed_process_leaves_whole_chunks(store: Store) -> None:
-    for start, pause in ((0, 0.05), (10**5, 0.11), (2 * 10**5, 0.23)):
+    for start, pause in ((0, 0.0), (10**5, 0.011), (2 * 10**5, 0.123)):
         child = python(ENDLESS, store.folder, start)
-        assert child.stdout is not None
-        assert child.stdout.readline() == "writing\n"
+        while len(store.answered(Q.key, 50 * start)) < 100:  # however slow the machine is
+            assert child.poll() is None
         time.sleep(pause)
         child.send_signal(signal.SIGKILL)
         child.communicate()
@@ -296,7 +295,6 @@ def test_a_killed_process_leaves_whole_chunks(store: Store) -> None:
         assert [s.entered for s in store.stages()] == [len(found)]  # verdicts and costs are one transaction
         mine = [chunk - start for chunk in chunks if chunk >= start]
         assert mine == list(range(len(mine)))
-        assert len(mine) > 1
     connection = sqlite3.connect(store.folder / FILE)
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert connection.execute("PRAGMA foreign_key_check").fetchall() == []

@@ -116,12 +116,7 @@ def test_entry_points_are_listed_by_name_and_never_imported(registry: Path, monk
 
 def test_the_listings_load_nothing_heavy() -> None:
     heavy = {"torch", "numpy", "safetensors", "pandas", "sklearn"}
-    used = "from rbench_zoo import catalogue; catalogue.listing(); catalogue.recipe_listing()"
+    used = "from rbench_zoo import catalogue; catalogue.listing()"
     code = f"import sys; {used}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_recipes_are_listed_by_name() -> None:
-    names = [row["name"] for row in catalogue.recipe_listing()]
-    assert names == sorted(path.stem for path in catalogue.RECIPES.glob("*.toml"))

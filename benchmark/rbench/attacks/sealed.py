@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rbench_core.errors import ModelError, RbenchError
+from rbench_core.errors import Failure, ModelError, RbenchError
 
 LIBRARIES = frozenset({"pyautoattack", "foolbox", "eagerpy"})  # eagerpy is foolbox's tensor layer
 LOGGERS = ("", "auto-attack")  # foolbox logs to the root logger
@@ -38,12 +38,17 @@ KNOWN_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
 
 @cache
 def library(name: str) -> Any:
-    """The module of that name. GitPython, which foolbox imports, would refuse to load where there is no git executable."""
+    """The module of that name, imported without a word. Raises Failure.
+
+    GitPython, which foolbox imports, refuses to load where there is no git executable unless its variable says otherwise.
+    """
     before = os.environ.get("GIT_PYTHON_REFRESH")
     os.environ["GIT_PYTHON_REFRESH"] = before or "quiet"
     try:
         with silent():
             return import_module(name)
+    except ImportError as error:
+        raise Failure(f"{name} cannot be imported: {error}", fix=f"pip install {name}") from error
     finally:
         if before is None:
             del os.environ["GIT_PYTHON_REFRESH"]
@@ -119,8 +124,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 def _generators_kept(device: torch.device) -> Iterator[None]:
     python, numpy_ = random.getstate(), np.random.get_state()
     # manual_seed seeds every CUDA device, and pyautoattack the current one: so all are kept, and the current one is the model's
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), torch.cuda.device(device if device.type == "cuda" else None):
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         try:
             yield
         finally:
@@ -141,10 +146,10 @@ def reported(who: str, smaller: str) -> Iterator[None]:
 
 def raised_inside(error: BaseException) -> bool:
     """Whether the library's own code raised it, and not the model that it called."""
-    return not LIBRARIES.isdisjoint(_where(error).parts)
+    return not LIBRARIES.isdisjoint(origin(error).parts)
 
 
-def _where(error: BaseException) -> Path:
+def origin(error: BaseException) -> Path:
     """The file of the innermost Python frame."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return Path(frames[-1].f_code.co_filename) if frames else Path()
@@ -153,7 +158,7 @@ def _where(error: BaseException) -> Path:
 def _said(error: Exception) -> str:
     message = str(error).strip()
     name = type(error).__name__
-    return f"{name}: {message.splitlines()[0][:200]}" if message else f"{name} in {_where(error).name}"
+    return f"{name}: {message.splitlines()[0][:200]}" if message else f"{name} in {origin(error).name}"
 
 
 def _out_of_memory(error: Exception) -> bool:

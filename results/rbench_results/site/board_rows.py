@@ -120,7 +120,7 @@ def read(facts: Facts, group: Group, asked: dict[str, list[tuple[RunRecord, str]
 
 def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) -> Row:
     indices = range(run.first, run.first + run.n)
-    members = {spec: [facts.joined(key).get(index) for index in indices] for spec, key in keys.items()}
+    known = {spec: facts.joined(key) for spec, key in keys.items()}
     own = {spec: {verdict.index: verdict.status for verdict in facts.within(key, run.first, run.n)} for spec, key in keys.items()}
     stages = [stage for key in keys.values() for stage in facts.stages_of_question[key]]
     images = len({verdict.index for key in keys.values() for verdict in facts.verdicts(key)})
@@ -133,7 +133,7 @@ def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) 
         questions=keys,
         first=run.first,
         n=run.n,
-        members=members,
+        members={spec: [answers.get(index) for index in indices] for spec, answers in known.items()},
         clean=clean_figure([facts.within(key, run.first, run.n) for key in keys.values()], run.n),
         passes=sum(stage.forward + stage.backward for stage in stages) / images if stages and images else None,
         seconds=sum(stage.seconds for stage in stages),

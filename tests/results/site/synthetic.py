@@ -30,7 +30,9 @@ class Maker:
         self.store, self.random = Store.open(folder), np.random.default_rng(seed)
         self.images = patterns(self.random) if images is None else images
         self.labels = [int(label) for label in (np.arange(len(self.images)) % 10 if labels is None else labels)]
-        self.data = dataset("test-only", digest=digest("test-only"), size=len(self.images), classes=tuple("0123456789"), shape=self.images.shape[1:])
+        self.data = dataset(
+            "test-only", digest=digest("test-only"), size=len(self.images), classes=tuple("0123456789"), shape=self.images.shape[1:]
+        )
         self.store.put_dataset(self.data)
         self.runs = 0
 
@@ -45,16 +47,39 @@ class Maker:
         self.store.put_question(asked)
         return asked
 
-    def run(self, name: str, holds: dict[str, float], *, n: int = 0, full: bool = False, plan: str = "apgd", errors: int = 0, left_out: int = 0, **fields: Any) -> str:
+    def run(
+        self,
+        name: str,
+        holds: dict[str, float],
+        *,
+        n: int = 0,
+        full: bool = False,
+        plan: str = "apgd",
+        errors: int = 0,
+        left_out: int = 0,
+        **fields: Any,
+    ) -> str:
         """A union over the members in `holds` (family -> share that holds, under UNION's radii); `left_out` images are not answered at all."""
         self.runs += 1
         owner, id = digest(name), f"t{self.runs:03d}"
         n = n or len(self.images)
         asked = [self.question(owner, family, UNION[family], plan=plan) for family in holds]
         spec = f"union({', '.join(q.spec for q in asked)})" if len(asked) > 1 else asked[0].spec
-        given = {"spec": spec, "title": TITLE if len(asked) > 1 else spec, "sentence": "The worst member counts." if len(asked) > 1 else asked[0].sentence}
+        given = {
+            "spec": spec,
+            "title": TITLE if len(asked) > 1 else spec,
+            "sentence": "The worst member counts." if len(asked) > 1 else asked[0].sentence,
+        }
         record = run(id, asked, model=owner, model_name=name, dataset=self.data.digest, dataset_name=self.data.name, **given)
-        record = replace(record, n=n, plan=plan, full=full, state=fields.pop("state", "done"), started=f"2001-02-03T04:{self.runs:02d}:00+00:00", **fields)
+        record = replace(
+            record,
+            n=n,
+            plan=plan,
+            full=full,
+            state=fields.pop("state", "done"),
+            started=f"2001-02-03T04:{self.runs:02d}:00+00:00",
+            **fields,
+        )
         self.store.start_run(record)
         wrong = self.random.random(n) < 0.03
         standing = np.ones(n, bool)
@@ -77,7 +102,17 @@ class Maker:
             return verdict(index, "misclassified", label=label, clean=(label + 3) % 10, run=id)
         if not fell:
             return verdict(index, "survived", label=label, clean=label, run=id, margin=0.5)
-        return verdict(index, "broken", label=label, clean=label, predicted=(label + 1 + index % 8) % 10, run=id, attack="apgd-ce(steps=100)", gauge=0.98, margin=-0.1)
+        return verdict(
+            index,
+            "broken",
+            label=label,
+            clean=label,
+            predicted=(label + 1 + index % 8) % 10,
+            run=id,
+            attack="apgd-ce(steps=100)",
+            gauge=0.98,
+            margin=-0.1,
+        )
 
     def _witnesses(self, asked: QuestionRecord, id: str, rows: list[VerdictRecord]) -> list[VerdictRecord]:
         broken = [row for row in rows if row.status == "broken"]
@@ -99,7 +134,17 @@ class Maker:
         parts = [(entered, broken * 3 // 4), (entered - broken * 3 // 4, broken - broken * 3 // 4)]
         names = ("apgd-ce(steps=100)", "apgd-t(targets=9, steps=100)")
         return [
-            stage(asked, at, run=id, attack=names[at], entered=came, broken=fell, forward=came * 60 * (1 + 8 * at), backward=came * 50 * (1 + 8 * at), seconds=1.5)
+            stage(
+                asked,
+                at,
+                run=id,
+                attack=names[at],
+                entered=came,
+                broken=fell,
+                forward=came * 60 * (1 + 8 * at),
+                backward=came * 50 * (1 + 8 * at),
+                seconds=1.5,
+            )
             for at, (came, fell) in enumerate(parts)
         ]
 
