@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rbench.api import Report, evaluate, load_model
+    from rbench.api import evaluate, load_model
+    from rbench.report import Report
 
     __version__: str
 
@@ -20,7 +21,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("rbench")
     if name in __all__:
-        return getattr(import_module("rbench.api"), name)
+        return getattr(import_module("rbench.report" if name == "Report" else "rbench.api"), name)
     raise AttributeError(f"module 'rbench' has no attribute {name!r}")
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from rbench.attacks.search import WIDTHS
 from rbench.data import sources
 from rbench.data.dataset import Dataset
 from rbench.models import Found, Wrapped, attacked, find
+from rbench.report import Report
 from rbench.runner import Asked, Runner, now
 from rbench.witnesses import check as known_policy
 from rbench_core.errors import UsageError
@@ -30,9 +29,6 @@ from rbench_results.records import DatasetRecord, ModelRecord, RunRecord
 from rbench_results.report import run_report
 from rbench_results.store import Store
 from rbench_threats.catalogue import Threat, resolve
-
-if TYPE_CHECKING:
-    import pandas
 
 DEFAULT_PLAN = "apgd"
 
@@ -45,74 +41,31 @@ class Progress(Protocol):
         ...
 
 
-class Adversarial(NamedTuple):
-    """The kept witnesses of a run, one per broken example: the first member's that broke it."""
-
-    index: Tensor  # (k,), in the data set
-    label: Tensor  # (k,)
-    predicted: Tensor  # (k,)
-    x: Tensor  # (k, C, H, W)
-    x_adv: Tensor  # (k, C, H, W)
-    member: list[str]  # the set of each, as its spec
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run found. `data` is the object of `rbench show RUN --json`; `str` is the table; notebooks show HTML."""
-
-    data: dict[str, Any]
-    folder: Path
-
-    @property
-    def run(self) -> str:
-        """The run's id."""
-        return str(self.data["run"])
-
-    @property
-    def exit_code(self) -> int:
-        """1 when a broken example carries a certificate: one of the two is wrong."""
-        return 1 if self.data.get("alarm") else 0
-
-    def to_json(self) -> str:
-        """The report as JSON."""
-        return json.dumps(self.data, indent=2, allow_nan=False)
-
-    def to_table(self) -> str:
-        """The report for a person, as plain text."""
-        from rbench_results.table import report_table
-
-        return report_table(self.data)
-
-    __str__ = to_table
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<pre>{escape(self.to_table())}</pre>"
-
-    def to_frame(self) -> pandas.DataFrame:
-        """One row per example: index, label, status, attack, and the status under each member."""
-        import pandas
-
-        rows = [{**{k: row[k] for k in ("index", "label", "status", "attack")}, **row["members"]} for row in self.data["verdicts"]]
-        return pandas.DataFrame(rows).set_index("index")
-
-    def adversarial(self) -> Adversarial:
-        """The adversarial images that were kept (`witnesses`), from the results folder."""
-        return _adversarial(self.folder, self.run)
-
-
 def load_model(name: str) -> nn.Module:
     """A model of the zoo by name (or `FILE.py:FACTORY`, which is executed), in eval mode: float images in [0, 1] to logits."""
     return find(name).module.eval()
 
 
 def evaluate(
-    model: str | nn.Module, *, threat: str = "union-lp", dataset: str | tuple[Tensor, Tensor] | Any = None, n: int | str | None = None, plan: str | None = None,
-    eps: str | float | None = None, certify: str = "auto", seed: int = 0, device: str = "cpu", width: int | None = None, full: bool = False,
-    witnesses: str = "all", results: Path | str | None = None, data: Path | str | None = None, progress: Progress | None = None, site: bool = True,
+    model: str | nn.Module,
+    *,
+    threat: str = "union-lp",
+    dataset: str | tuple[Tensor, Tensor] | Any = None,
+    n: int | str | None = None,
+    plan: str | None = None,
+    eps: str | float | None = None,
+    certify: str = "auto",
+    seed: int = 0,
+    device: str = "cpu",
+    width: int | None = None,
+    full: bool = False,
+    witnesses: str = "all",
+    results: Path | str | None = None,
+    data: Path | str | None = None,
+    progress: Progress | None = None,
+    site: bool = True,
     name: str | None = None,
-) -> Report:  # fmt: skip
+) -> Report:
     """Attack a model under a threat, example by example; store the verdicts; draw the site.
 
     model: a zoo name, `FILE.py:FACTORY`, or a module on images in [0, 1]. dataset: a name, (x, y) or a DataLoader; default: the card's.
@@ -126,29 +79,42 @@ def evaluate(
     found = find(model, name)
     named = dataset if isinstance(dataset, str) or dataset is not None else found.dataset
     if named is None:
-        raise UsageError(f"model {found.name} does not say which data it is for", expected="a data set", fix="Add --dataset NAME (`rbench datasets`) or dataset=(x, y).")
+        raise UsageError(
+            f"model {found.name} does not say which data it is for",
+            expected="a data set",
+            fix="Add --dataset NAME (`rbench datasets`) or dataset=(x, y).",
+        )
     chosen = resolve_plan(plan or DEFAULT_PLAN)
     label = named if isinstance(named, str) else "custom"
     asked_threat = resolve(threat, label, None if eps is None else str(eps))
     images, count = _data(named, n, chosen, data)
     for member in asked_threat.members:
         member.check(images.shape)
-    with attacked(found.module, name=found.name, dataset=images, device=device, source=found.source, title=found.title) as wrapped:
-        # the store is opened only now: a request that is wrong leaves no trace
-        with Store.open(Path(results).expanduser() if results is not None else results_folder()) as store:
-            run = _run_id(wrapped, asked_threat)
-            asked = Asked(
-                wrapped, images, asked_threat.members, chosen, count, seed, _width(width, images, device), full, witnesses, run,
-                progress.update if progress is not None else _silent,
-            )  # fmt: skip
-            runner = Runner(asked, store)
-            with _recorded(runner, found, asked_threat, started, threat, eps):
-                runner.run()
-            if site:
-                from rbench_results.site.build import build_site
+    folder = Path(results).expanduser() if results is not None else results_folder()
+    ready = attacked(found.module, name=found.name, dataset=images, device=device, source=found.source, title=found.title)
+    with ready as wrapped, Store.open(folder) as store:  # only now: a request that is wrong leaves no trace
+        run = _run_id(wrapped, asked_threat)
+        asked = Asked(
+            wrapped,
+            images,
+            asked_threat.members,
+            chosen,
+            count,
+            seed,
+            _width(width, images, device),
+            full,
+            witnesses,
+            run,
+            progress.update if progress is not None else _silent,
+        )
+        runner = Runner(asked, store)
+        with _recorded(runner, found, asked_threat, started, threat, eps):
+            runner.run()
+        if site:
+            from rbench_results.site.build import build_site
 
-                build_site(store)
-            return Report(run_report(store, run), store.folder)
+            build_site(store)
+        return Report(run_report(store, run), store.folder)
 
 
 def _data(named: Any, n: int | str | None, plan: Plan, root: Path | str | None) -> tuple[Dataset, int]:
@@ -162,7 +128,9 @@ def _data(named: Any, n: int | str | None, plan: Plan, root: Path | str | None) 
         wanted = None if n in (None, "all") else _whole(n)
     count = found.size if wanted is None else wanted
     if count > found.size:
-        raise UsageError(f"n={count}", expected=f"at most {found.size}, the {found.split} images of {found.name}", fix="Use --n all for every one.")
+        raise UsageError(
+            f"n={count}", expected=f"at most {found.size}, the {found.split} images of {found.name}", fix="Use --n all for every one."
+        )
     return found, count
 
 
@@ -191,19 +159,50 @@ def _recorded(runner: Runner, found: Found, threat: Threat, started: float, text
     """The run's own row: begun before the first verdict, ended as done or failed."""
     asked, store = runner.asked, runner.store
     model, data = asked.model, asked.data
-    store.put_model(ModelRecord(
-        digest=model.digest, name=model.name, title=model.title, dataset=data.name, card=model.card, parameters=model.parameters,
-        classes=model.classes, probe=model.probe,
-    ))  # fmt: skip
-    store.put_dataset(DatasetRecord(digest=data.digest, name=data.name, split=data.split, size=data.size, shape=data.shape, classes=data.classes, note=data.note))
+    store.put_model(
+        ModelRecord(
+            digest=model.digest,
+            name=model.name,
+            title=model.title,
+            dataset=data.name,
+            card=model.card,
+            parameters=model.parameters,
+            classes=model.classes,
+            probe=model.probe,
+        )
+    )
+    store.put_dataset(
+        DatasetRecord(
+            digest=data.digest, name=data.name, split=data.split, size=data.size, shape=data.shape, classes=data.classes, note=data.note
+        )
+    )
     for record in runner.questions:
         store.put_question(record)
-    store.start_run(RunRecord(
-        id=asked.run, started=now(), model=model.digest, model_name=model.name, dataset=data.digest, dataset_name=data.name, threat=threat.name,
-        spec=str(threat), title=threat.title, sentence=threat.sentence, n=asked.n, first=0, plan=asked.plan.name, seed=asked.seed, full=asked.full,
-        command=_command(runner, found, text, eps), questions=[(record.key, record.spec) for record in runner.questions], card=model.card,
-        environment=_environment(asked), warnings=[], seconds=0.0,
-    ))  # fmt: skip
+    store.start_run(
+        RunRecord(
+            id=asked.run,
+            started=now(),
+            model=model.digest,
+            model_name=model.name,
+            dataset=data.digest,
+            dataset_name=data.name,
+            threat=threat.name,
+            spec=str(threat),
+            title=threat.title,
+            sentence=threat.sentence,
+            n=asked.n,
+            first=0,
+            plan=asked.plan.name,
+            seed=asked.seed,
+            full=asked.full,
+            command=_command(runner, found, text, eps),
+            questions=[(record.key, record.spec) for record in runner.questions],
+            card=model.card,
+            environment=_environment(asked),
+            warnings=[],
+            seconds=0.0,
+        )
+    )
     try:
         yield
     except BaseException:
@@ -216,35 +215,32 @@ def _command(runner: Runner, found: Found, threat: str, eps: str | float | None)
     """What makes the run again, where the model can be named on a command line."""
     asked = runner.asked
     words = ["rbench", "run", "--model", found.name, "--threat", threat, *(["--eps", str(eps)] if eps is not None else [])]
-    words += ["--dataset", asked.data.name, "--n", str(asked.n), "--plan", asked.plan.name, "--seed", str(asked.seed), "--width", str(asked.width)]
+    words += [
+        "--dataset",
+        asked.data.name,
+        "--n",
+        str(asked.n),
+        "--plan",
+        asked.plan.name,
+        "--seed",
+        str(asked.seed),
+        "--width",
+        str(asked.width),
+    ]
     return shlex.join([*words, *(["--full"] if asked.full else [])])
 
 
 def _environment(asked: Asked) -> dict[str, Any]:
     device = torch.cuda.get_device_name(asked.model.device) if asked.model.device.type == "cuda" else platform.machine()
     return {
-        "rbench": importlib.metadata.version("rbench"), "python": platform.python_version(), "torch": torch.__version__, "device": f"{asked.model.device} ({device})",
-        "threads": torch.get_num_threads(), "width": asked.width, "system": platform.system(),
-    }  # fmt: skip
-
-
-def _adversarial(folder: Path, run: str) -> Adversarial:
-    from safetensors.torch import load_file
-
-    with Store.open(folder, create=False) as store:
-        record = store.run(run)
-        rows = {}
-        for key, spec in reversed(record.questions):
-            rows.update({row.index: (row, spec) for row in store.verdicts(key, record.first, record.n) if row.witness is not None})
-    files = {row.witness: load_file(folder / str(row.witness)) for row, _ in rows.values()}
-    chosen = [rows[index] for index in sorted(rows)]
-    pictures = [(files[row.witness]["x"][row.row or 0], files[row.witness]["x_adv"][row.row or 0]) for row, _ in chosen]
-    none = torch.empty(0)
-    return Adversarial(
-        torch.tensor([row.index for row, _ in chosen]), torch.tensor([row.label for row, _ in chosen]), torch.tensor([row.predicted for row, _ in chosen]),
-        torch.stack([x for x, _ in pictures]) if pictures else none, torch.stack([x_adv for _, x_adv in pictures]) if pictures else none,
-        [spec for _, spec in chosen],
-    )  # fmt: skip
+        "rbench": importlib.metadata.version("rbench"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": f"{asked.model.device} ({device})",
+        "threads": torch.get_num_threads(),
+        "width": asked.width,
+        "system": platform.system(),
+    }
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -61,7 +61,7 @@ class Wrapped:
 # --- finding ------------------------------------------------------------------------------------------------------------------------
 
 
-def find(model: str | nn.Module, name: str | None = None) -> Found:
+def find(model: object, name: str | None = None) -> Found:
     """A zoo model by name, `FILE.py:FACTORY` (executed), or a module as it is. Raises UnknownName, UsageError, CardError, ModelError."""
     if isinstance(model, nn.Module):
         kind = type(model).__name__

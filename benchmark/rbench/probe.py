@@ -52,7 +52,7 @@ def suspicions(model: nn.Module, batch: Images, logits: Logits) -> Warnings:
     if _gap(mixed[half:], logits[:half]) > NEIGHBOURS:
         text = "an image's logits depend on the other images of its batch, so verdicts depend on the width"
         found.append(warning("batch-dependent", text))
-    return found + _gradient_warning(model, batch)
+    return found + (_gradient_warning(model, batch) if logits.isfinite().all() else [])
 
 
 def range_warning(clean_accuracy: float, classes: int) -> dict[str, str] | None:

@@ -26,12 +26,13 @@ def exact(space: PerturbationSet) -> dict[str, str]:
 
 def question(model: str, dataset: str, space: PerturbationSet, plan: Plan, seed: int) -> QuestionRecord:
     """The record of one question. model, dataset: digests."""
+    set_ = set_record(space)
     content = {
-        "model": model, "dataset": dataset, "set": set_record(space), "objective": OBJECTIVE, "plan": plan.record(), "seed": seed,
+        "model": model, "dataset": dataset, "set": set_, "objective": OBJECTIVE, "plan": plan.record(), "seed": seed,
         "engine": ENGINE, "precision": PRECISION,
     }  # fmt: skip
     return QuestionRecord(
-        key=sha256_bytes(canonical_json(content).encode()), model=model, dataset=dataset, spec=str(space), set=content["set"], family=space.family,
+        key=sha256_bytes(canonical_json(content).encode()), model=model, dataset=dataset, spec=str(space), set=set_, family=space.family,
         extent=exact(space), objective=OBJECTIVE, plan=plan.name, plan_json=plan.record(), seed=seed, engine=ENGINE, precision=PRECISION,
         title=str(space), sentence=space.sentence,
     )  # fmt: skip

@@ -111,7 +111,10 @@ class Runner:
             self._judge(standing, index, status, margin=margin, reason=reason)
         clean = {index: self.asked.data.x[index] for index in standing.witnesses}
         places = store_witnesses(self.store.folder, record.key, need[0], standing.witnesses, clean, self.asked.witnesses)
-        rows = [replace(verdict, witness=places[i][0], row=places[i][1]) if i in places else verdict for i, verdict in sorted(standing.verdicts.items())]
+        rows = [
+            replace(verdict, witness=places[i][0], row=places[i][1]) if i in places else verdict
+            for i, verdict in sorted(standing.verdicts.items())
+        ]
         self.store.add_chunk(record.key, rows, standing.stages)
         self.refusals += len(standing.refused)
         return {row.index: row.status for row in rows}
@@ -136,14 +139,22 @@ class Runner:
                 self._judge(standing, index, "misclassified", predicted=int(row.argmax()))
         return [index for index in need if index not in standing.verdicts]
 
-    def _stage(self, space: PerturbationSet, stage: Stage, position: int, record: QuestionRecord, still: list[int], standing: Standing) -> list[int]:
+    def _stage(
+        self, space: PerturbationSet, stage: Stage, position: int, record: QuestionRecord, still: list[int], standing: Standing
+    ) -> list[int]:
         """One attack over what still stands; the indices that stand after it."""
         started, said = time.perf_counter(), f"{record.spec} · {stage.label}"
         closest = {place: standing.closest[index] for place, index in enumerate(still) if index in standing.closest}
         outcome = run_stage(
-            self.asked.model.module, space, stage, self._examples(still), seed=self.asked.seed, width=self.asked.width, closest=closest,
+            self.asked.model.module,
+            space,
+            stage,
+            self._examples(still),
+            seed=self.asked.seed,
+            width=self.asked.width,
+            closest=closest,
             progress=lambda done, total: self.asked.report(said, done, total),
-        )  # fmt: skip
+        )
         for place, witness in outcome.witnesses.items():
             standing.witnesses[still[place]] = witness
             self._broke(standing, still[place], stage, witness)
@@ -151,7 +162,9 @@ class Runner:
             if margin < standing.closest.get(still[place], (float("inf"),))[0]:
                 standing.closest[still[place]] = (margin, theta)
         standing.errors.update({still[place]: reason for place, reason in outcome.errors.items()})
-        standing.refused.update({still[place]: f"the referee refused a claim of {stage.label}: {reason}" for place, reason in outcome.refused.items()})
+        standing.refused.update(
+            {still[place]: f"the referee refused a claim of {stage.label}: {reason}" for place, reason in outcome.refused.items()}
+        )
         self._cost(record, standing, position, stage.label, len(still), outcome, time.perf_counter() - started)
         self.width = min(self.width, outcome.width or self.width)
         return [index for index in still if index not in standing.witnesses]
@@ -163,25 +176,52 @@ class Runner:
 
     def _broke(self, standing: Standing, index: int, stage: Stage, witness: Witness) -> None:
         self._judge(
-            standing, index, "broken", predicted=witness.predicted, attack=stage.label, margin=witness.margin, gauge=witness.gauge,
-            target=witness.target if witness.target >= 0 else None, restart=witness.restart,
-        )  # fmt: skip
+            standing,
+            index,
+            "broken",
+            predicted=witness.predicted,
+            attack=stage.label,
+            margin=witness.margin,
+            gauge=witness.gauge,
+            target=witness.target if witness.target >= 0 else None,
+            restart=witness.restart,
+        )
 
     def _judge(self, standing: Standing, index: int, status: str, **evidence: Any) -> None:
         row = self.clean[index]
         clean = int(row.argmax()) if row is not None and bool(row.isfinite().all()) else None
         standing.verdicts[index] = VerdictRecord(
-            index=index, label=int(self.asked.data.y[index]), status=status, clean=clean, width=self.width, device=str(self.asked.model.device),
-            threads=torch.get_num_threads(), torch=torch.__version__, run=self.asked.run, **evidence,
-        )  # fmt: skip
+            index=index,
+            label=int(self.asked.data.y[index]),
+            status=status,
+            clean=clean,
+            width=self.width,
+            device=str(self.asked.model.device),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            run=self.asked.run,
+            **evidence,
+        )
 
-    def _cost(self, record: QuestionRecord, standing: Standing, position: int, attack: str, entered: int, outcome: Outcome, seconds: float) -> None:
+    def _cost(
+        self, record: QuestionRecord, standing: Standing, position: int, attack: str, entered: int, outcome: Outcome, seconds: float
+    ) -> None:
         passes = outcome.passes
         standing.stages.append(
             StageRecord(
-                run=self.asked.run, question=record.key, position=position, attack=attack, entered=entered, broken=len(outcome.witnesses),
-                refused=len(outcome.refused), errors=len(outcome.errors), forward=passes.forward, backward=passes.backward, useful=passes.useful, seconds=seconds,
-            )  # fmt: skip
+                run=self.asked.run,
+                question=record.key,
+                position=position,
+                attack=attack,
+                entered=entered,
+                broken=len(outcome.witnesses),
+                refused=len(outcome.refused),
+                errors=len(outcome.errors),
+                forward=passes.forward,
+                backward=passes.backward,
+                useful=passes.useful,
+                seconds=seconds,
+            )
         )
 
     def _late_warnings(self) -> None:
@@ -196,9 +236,16 @@ class Runner:
         errors = {row.index: row.reason or "" for row in rows if row.status == "error"}
         if errors:
             some = next(iter(errors.values()))
-            self.warnings.append(warning("errors", f"{len(errors)} of {self.asked.n} images have an error in place of a verdict and count as not robust; the first: {some}"))
+            self.warnings.append(
+                warning(
+                    "errors",
+                    f"{len(errors)} of {self.asked.n} images have no verdict but an error and count as not robust; the first: {some}",
+                )
+            )
         if self.refusals:
-            self.warnings.append(warning("refused", f"the referee refused {self.refusals} claims: outside the set, or no other class strictly ahead"))
+            self.warnings.append(
+                warning("refused", f"the referee refused {self.refusals} claims: outside the set, or no other class strictly ahead")
+            )
         if self.width < self.asked.width:
             self.warnings.append(warning("memory", f"memory was short: the width fell from {self.asked.width} to {self.width} rows"))
 

@@ -25,7 +25,9 @@ def check(keep: str) -> str:
     return keep
 
 
-def store_witnesses(folder: Path, key: str, first: int, found: Mapping[int, Witness], clean: Mapping[int, Float[Tensor, "c h w"]], keep: str) -> dict[int, tuple[str, int]]:
+def store_witnesses(
+    folder: Path, key: str, first: int, found: Mapping[int, Witness], clean: Mapping[int, Float[Tensor, "c h w"]], keep: str
+) -> dict[int, tuple[str, int]]:
     """Write one chunk's witnesses, whole or not at all; where each index lies: (file relative to folder, row).
 
     The name carries the content's digest: the same chunk computed twice, after a kill say, is the same file.

@@ -41,7 +41,9 @@ def entries(folders: Iterable[tuple[str, Path]]) -> dict[str, Entry]:
             table = read_toml(path)
             name = str(table.get("name", path.stem))
             if name in found:
-                raise CardError(f"the name {name!r} stands in {found[name].path} and in {path}", expected="one file per name", fix="Rename one of them.")
+                raise CardError(
+                    f"the name {name!r} stands in {found[name].path} and in {path}", expected="one file per name", fix="Rename one of them."
+                )
             found[name] = Entry(name, table, path, origin)
     return dict(sorted(found.items()))
 
@@ -51,7 +53,10 @@ def installed(group: str) -> dict[str, metadata.EntryPoint]:
     found: dict[str, metadata.EntryPoint] = {}
     for point in metadata.entry_points(group=group):
         if point.name in found:
-            raise CardError(f"the name {point.name!r} stands in {found[point.name].value} and in {point.value} (entry points {group})", fix="Remove one of the packages.")
+            raise CardError(
+                f"the name {point.name!r} stands in {found[point.name].value} and in {point.value} (entry points {group})",
+                fix="Remove one of the packages.",
+            )
         found[point.name] = point
     return found
 

@@ -37,7 +37,9 @@ def read_checked(path: Path, sha256: str) -> bytes:
         raise FileError(f"{path}: {reason(error)}") from error
     found = sha256_bytes(data)
     if found != sha256:
-        raise FileError(f"{path}: SHA-256 is {found[:12]}…", expected=f"{sha256[:12]}…", fix="Fetch the file again; it is damaged or another one.")
+        raise FileError(
+            f"{path}: SHA-256 is {found[:12]}…", expected=f"{sha256[:12]}…", fix="Fetch the file again; it is damaged or another one."
+        )
     return data
 
 

@@ -1,4 +1,4 @@
-"""Training recipes as data: what is trained, on which adversary, with which budget. The loop that follows them lives in rbench. No torch."""
+"""Training recipes as data: what is trained, on which adversary, with which budget. The loop lives in rbench. No torch."""
 
 from __future__ import annotations
 

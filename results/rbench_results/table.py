@@ -52,7 +52,9 @@ def _counts(report: Mapping[str, Any]) -> Iterator[str]:
     yield "images: " + ", ".join(f"{count} {name}" for name, count in counts.items())
     cost, n = report["cost"], max(report["n"], 1)
     own = cost["this_run"]["seconds"]
-    spent = f"{cost['forward']:,} forward and {cost['backward']:,} backward passes ({(cost['forward'] + cost['backward']) / n:,.0f} per image)"
+    spent = (
+        f"{cost['forward']:,} forward and {cost['backward']:,} backward passes ({(cost['forward'] + cost['backward']) / n:,.0f} per image)"
+    )
     yield f"cost:   {spent}, {cost['seconds']:.1f} s" + (f", of which this run {own:.1f} s" if own < 0.99 * cost["seconds"] else "")
 
 

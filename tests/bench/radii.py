@@ -1,8 +1,7 @@
 """Robust accuracy over radii for one undefended and one adversarially trained net: what the radii of docs/radii.md were chosen from.
 
-    python tests/bench/radii.py digits standard linf-at
-
-trains both nets of the recipes anew (data set digits), or takes zoo names or safetensors of the published small MNIST net for others.
+python tests/bench/radii.py digits 500 digits-standard digits-linf-at
+python tests/bench/radii.py mnist 200 tests/published.py:mnist_lenet5_std tests/published.py:mnist_fast_pgd
 """
 
 from __future__ import annotations
@@ -55,13 +54,13 @@ def table(models: dict[str, nn.Module], name: str, n: int, grids: dict[str, list
 
 
 def main() -> None:
-    name, *chosen = sys.argv[1:]
+    name, n, *chosen = sys.argv[1:]
     from rbench.api import load_model
 
     models = {model: load_model(model).requires_grad_(False) for model in chosen}
     grids = GRIDS if name == "digits" else {"l0": ["4", "8", "12", "16", "24"]}
     print(f"| set | radius | {' | '.join(models)} |\n|---|---|{'---|' * len(models)}")
-    for row in table(models, name, sources.default_n(name) if name == "digits" else 200, grids):
+    for row in table(models, name, int(n), grids):
         print(row, flush=True)
 
 

@@ -25,7 +25,8 @@ def test_a_smaller_sets_witness_counts_and_nothing_else_does(tmp_path: Path) -> 
         store.add_chunk(
             SMALL.key, [verdict(i, s) for i, s in enumerate(["broken", "survived", "error", "misclassified", "broken", "broken"])], []
         )
-        store.add_chunk(LARGE.key, [verdict(i, s) for i, s in enumerate(["survived", "survived", "survived", "survived", "error"])], [])
+        large = ["survived", "survived", "survived", "survived", "error"]
+        store.add_chunk(LARGE.key, [verdict(i, status) for i, status in enumerate(large)], [])
         assert joined(store, LARGE.key) == {0: "broken", 1: "survived", 2: "survived", 3: "misclassified", 4: "broken", 5: "broken"}
         assert joined(store, SMALL.key) == store.answered(SMALL.key)  # a larger set's verdicts say nothing about a smaller one
         assert store.answered(LARGE.key)[0] == "survived"  # what was stored stays
@@ -66,6 +67,7 @@ def test_every_extent_must_be_held() -> None:
     assert not contains(turned("30", "3"), turned("31", "2"))
     assert not contains(turned("30", "3"), turned("29", "4"))
     assert contains(turned("2", "100"), turned("10/6", "9"))  # numbers, not texts
+    assert not contains(question("linf", "1"), question("l2", "1"))
 
 
 def test_sets_without_a_size_hold_only_themselves() -> None:

@@ -53,9 +53,14 @@ def presets() -> dict[str, Entry]:
 
 def listing() -> list[dict[str, Any]]:
     """One object per preset and per set: name, kind, title, summary, specs by data set. No torch."""
-    rows = [{"name": e.name, "kind": "preset", **{k: e.table.get(k, "") for k in ("title", "summary", "source")}, "specs": e.table["specs"]} for e in presets().values()]
+    rows = [
+        {"name": e.name, "kind": "preset", **{k: e.table.get(k, "") for k in ("title", "summary", "source")}, "specs": e.table["specs"]}
+        for e in presets().values()
+    ]
     named = {row["name"] for row in rows}
-    return rows + [{"name": name, "kind": "set", "title": name, "summary": "", "source": "", "specs": {}} for name in _sets() if name not in named]
+    return rows + [
+        {"name": name, "kind": "set", "title": name, "summary": "", "source": "", "specs": {}} for name in _sets() if name not in named
+    ]
 
 
 def resolve(text: str, dataset: str | None = None, eps: str | None = None) -> Threat:
@@ -63,18 +68,23 @@ def resolve(text: str, dataset: str | None = None, eps: str | None = None) -> Th
 
     Names are read without regard to case (`Linf`). Raises SpecError, UnknownName, UsageError.
     """
+    from rbench_threats.composite import Union
+
     call = parse(text.strip())
     named = presets()
     preset = named.get(call.name.lower()) if not (call.args or call.named) else None
     if preset is None and call.name.lower() not in _sets() and ":" not in call.name:
-        raise UnknownName("threat", call.name, {*named, *_sets()}, fix="`rbench threats` lists them; a spec such as linf(eps=0.3) works too.")
+        raise UnknownName(
+            "threat", call.name, {*named, *_sets()}, fix="`rbench threats` lists them; a spec such as linf(eps=0.3) works too."
+        )
     if preset is not None and eps is None:
         call = parse(_spec(preset, dataset))
     elif eps is not None:
         call = _with_radius(call, eps)
     built = build(call)
     title = preset.name if preset is not None and eps is None else str(built)
-    return Threat(title, title, built.sentence, getattr(built, "members", (built,)), str(built))
+    members = built.members if isinstance(built, Union) else (built,)
+    return Threat(title, title, built.sentence, members, str(built))
 
 
 def _spec(preset: Entry, dataset: str | None) -> str:
@@ -82,7 +92,11 @@ def _spec(preset: Entry, dataset: str | None) -> str:
     if dataset in specs:
         return str(specs[dataset])
     example = next(iter(specs.values()))
-    raise UsageError(f"threat {preset.name}: no convention for data set {dataset!r}", expected=f"one of: {', '.join(specs)}", fix=f"Give the radius, as in {example}.")
+    raise UsageError(
+        f"threat {preset.name}: no convention for data set {dataset!r}",
+        expected=f"one of: {', '.join(specs)}",
+        fix=f"Give the radius, as in {example}.",
+    )
 
 
 def _with_radius(call: Call, eps: str) -> Call:
@@ -90,7 +104,11 @@ def _with_radius(call: Call, eps: str) -> Call:
         raise UsageError(f"--eps {eps} beside a spec that has arguments", expected="a bare name such as linf, or the radius in the spec")
     names = [field.name for field in fields(_class(call.name.lower()))] if call.name.lower() in _sets() else []
     if len(names) != 1 or names == ["members"]:
-        raise UsageError(f"--eps {eps} with threat {call.name}", expected="a single ball: linf, l2, l1 or l0", fix="Write the radii into a spec, such as union(linf(eps=0.3), l2(eps=2)).")
+        raise UsageError(
+            f"--eps {eps} with threat {call.name}",
+            expected="a single ball: linf, l2, l1 or l0",
+            fix="Write the radii into a spec, such as union(linf(eps=0.3), l2(eps=2)).",
+        )
     return Call(call.name, (), ((names[0], Exact(eps)),))
 
 

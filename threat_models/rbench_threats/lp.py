@@ -230,7 +230,9 @@ class L0(_Additive):
     def check(self, shape: tuple[int, int, int]) -> None:
         """More pixels than the image has make no sense."""
         if int(Exact(self.pixels)) > shape[1] * shape[2]:
-            raise SpecError(f"l0: pixels={self.pixels}", expected=f"at most {shape[1] * shape[2]}, the pixels of a {shape[1]} x {shape[2]} image")
+            raise SpecError(
+                f"l0: pixels={self.pixels}", expected=f"at most {shape[1] * shape[2]}, the pixels of a {shape[1]} x {shape[2]} image"
+            )
 
     def start(self, ctx: Box, row: Row) -> Thetas:
         """Pixels drawn uniformly, each channel uniform over its range."""
@@ -262,7 +264,8 @@ class L0(_Additive):
         return torch.maximum(self._changed(ctx, theta) - float(Exact(self.pixels)), _outside(ctx, theta) - PIXEL_TOLERANCE)
 
     def _changed(self, ctx: Box, theta: Thetas) -> Rows:
-        return (theta != 0).unflatten(1, (ctx.x.shape[1], -1)).any(1).sum(1).float()
+        changed: Tensor = (theta != 0).unflatten(1, (ctx.x.shape[1], -1)).any(1)
+        return changed.sum(1).float()
 
     def _budget(self, ctx: Box, scale: Scale) -> Tensor:
         count = torch.as_tensor(scale, device=ctx.x.device, dtype=torch.float64) * float(Exact(self.pixels))
@@ -277,7 +280,7 @@ def project_l2_box(theta: Thetas, lower: Thetas, upper: Thetas, eps: Rows, round
 
     The nearest point is clamp(s·θ) for one s per row, and Σ min(s²θᵢ², roomᵢ²) is concave and piecewise linear in s²: Newton from 0
     rises monotonically to the root, so every round is inside the ball, and it ends exactly once no room is crossed any more (2 to 9
-    rounds seen). No host synchronisation. A row already inside comes back unchanged. Source: Lagrange conditions; cf. Croce & Hein 2021, sec. 2.
+    rounds seen). No host synchronisation. A row already inside comes back unchanged. Source: Lagrange conditions.
     """
     clipped = theta.clamp(lower, upper)
     square = theta.square()
@@ -325,12 +328,13 @@ def project_l1_box(theta: Thetas, lower: Thetas, upper: Thetas, eps: Rows, round
 
 def _fit(theta: Thetas, eps: Rows, order: int) -> Thetas:
     """Shrink by the rounding that is left, never stretch; towards 0, so the box still holds."""
-    norm = torch.linalg.vector_norm(theta, order, dim=1)
+    norm: Tensor = torch.linalg.vector_norm(theta, order, dim=1)
     return theta * (eps / norm.clamp_min(1e-30)).clamp_max(1.0)[:, None]
 
 
 def _norm(theta: Thetas, order: int) -> Tensor:
-    return torch.linalg.vector_norm(theta, order, dim=1, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(theta, order, dim=1, dtype=torch.float64)
+    return norm
 
 
 def _outside(ctx: Box, theta: Thetas) -> Rows:
@@ -340,7 +344,8 @@ def _outside(ctx: Box, theta: Thetas) -> Rows:
 def _unit(direction: Thetas) -> Thetas:
     """Each row at Euclidean length 1, or 0; scaled by its largest entry first, so gradients of 1e-30 do not underflow."""
     scaled = direction / direction.abs().amax(1, keepdim=True).clamp_min(1e-38)
-    return scaled / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min(1e-12)
+    norm: Tensor = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / norm.clamp_min(1e-12)
 
 
 def _free(ctx: Box, theta: Thetas, grad: Thetas) -> Thetas:

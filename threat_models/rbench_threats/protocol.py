@@ -86,7 +86,9 @@ class PerturbationSet(Protocol):
         ...
 
     def steepest(self, ctx: Context, grad: Float[Tensor, "rows p"], share: Tensor | None = None) -> Float[Tensor, "rows p"]:
-        """The θ of gauge 1 with the largest inner product with grad (0 where grad is 0); share (rows,): of the coordinates that a sparse step moves."""
+        """The θ of gauge 1 with the largest inner product with grad (0 where grad is 0).
+
+        share (rows,): the fraction of the coordinates that a step moves, for sets that are "sparse"."""
         ...
 
     def gauge(self, ctx: Context, theta: Float[Tensor, "rows p"]) -> Float[Tensor, " rows"]:

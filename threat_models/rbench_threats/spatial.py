@@ -47,7 +47,9 @@ class RotationTranslation:
     def __post_init__(self) -> None:
         degrees, shift = Exact(self.degrees), Exact(self.shift)
         if not (0 <= degrees <= 180 and 0 <= shift <= 1000 and degrees + shift > 0):
-            raise SpecError(f"{self.family}: degrees={degrees}, shift={shift}", expected="0 <= degrees <= 180 and 0 <= shift pixels, not both 0")
+            raise SpecError(
+                f"{self.family}: degrees={degrees}, shift={shift}", expected="0 <= degrees <= 180 and 0 <= shift pixels, not both 0"
+            )
         object.__setattr__(self, "degrees", degrees)
         object.__setattr__(self, "shift", shift)
 

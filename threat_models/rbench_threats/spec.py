@@ -40,7 +40,7 @@ class Exact(Fraction):
 
     __repr__ = __str__
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:  # type: ignore[override]  # Fraction's own would lose the text
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:  # Fraction's own would lose the text
         return type(self), (self.text,)
 
 

@@ -39,10 +39,10 @@ class Climb:
 
 @dataclass(frozen=True, slots=True)
 class APGD:
-    """Auto-PGD (Croce & Hein 2020, Alg. 1): step 2 radii, momentum 0.75, halved when fewer than 3 of 4 steps gain or the best loss stands still.
+    """Auto-PGD (Croce & Hein 2020, Alg. 1): step 2 radii, momentum 0.75, halved unless 3 of 4 steps gain.
 
-    First checkpoint after 22 % of the steps, each interval 3 % shorter, down to 6 %; a halving restarts from the best place. With a targeted
-    loss each of the `top` best classes of the clean logits is a row of its own.
+    First checkpoint after 22 % of the steps, each interval 3 % shorter, down to 6 %. A best loss that stands still halves too; a halving
+    restarts from the best place. With a targeted loss each of the `top` best classes of the clean logits is a row of its own.
     """
 
     loss_name: str = "ce"
@@ -85,10 +85,19 @@ class APGD:
         share = torch.where(row.step == 0, 1.0, 0.75)[:, None]
         there = space.project(ctx, here + share * (aim - here) + (1 - share) * (here - state.before))
         return Climb(
-            there, here, state.best, state.best_grad, state.best_loss, state.loss,
-            checked_loss=torch.where(due, state.best_loss, state.checked_loss), halved=torch.where(due, halve, state.halved), size=size,
-            gains=torch.where(due, 0.0, state.gains), until=torch.where(due, interval, state.until), interval=interval,
-        )  # fmt: skip
+            there,
+            here,
+            state.best,
+            state.best_grad,
+            state.best_loss,
+            state.loss,
+            checked_loss=torch.where(due, state.best_loss, state.checked_loss),
+            halved=torch.where(due, halve, state.halved),
+            size=size,
+            gains=torch.where(due, 0.0, state.gains),
+            until=torch.where(due, interval, state.until),
+            interval=interval,
+        )
 
     def goes_on(self, state: Climb, row: Row) -> Bool[Tensor, " rows"]:
         return row.step <= self.steps
@@ -138,9 +147,15 @@ class APGDSparse:
         each = torch.ones_like(theta[:, 0])
         every = max(int(0.04 * self.steps), 1)
         return SparseClimb(
-            theta, theta.clone(), torch.zeros_like(theta), best_loss=each * -torch.inf, size=each.clone(), share=each * 0.2,
-            support=each * theta.shape[1], until=each * (every + 1),
-        )  # fmt: skip
+            theta,
+            theta.clone(),
+            torch.zeros_like(theta),
+            best_loss=each * -torch.inf,
+            size=each.clone(),
+            share=each * 0.2,
+            support=each * theta.shape[1],
+            until=each * (every + 1),
+        )
 
     def ask(self, state: SparseClimb) -> Thetas:
         return state.theta
@@ -162,9 +177,15 @@ class APGDSparse:
         grad = space.free(ctx, here, torch.where(sparser[:, None], best_grad, seen.grad))  # type: ignore[attr-defined]  # "sparse"
         there = space.project(ctx, here + size[:, None] * space.steepest(ctx, grad, share))
         return SparseClimb(
-            there, best, best_grad, torch.maximum(seen.loss, state.best_loss), size, share, support=torch.where(due, moved, state.support),
+            there,
+            best,
+            best_grad,
+            torch.maximum(seen.loss, state.best_loss),
+            size,
+            share,
+            support=torch.where(due, moved, state.support),
             until=torch.where(due, float(max(int(0.04 * self.steps), 1)), state.until - 1),
-        )  # fmt: skip
+        )
 
     def goes_on(self, state: SparseClimb, row: Row) -> Bool[Tensor, " rows"]:
         return row.step <= self.steps
@@ -173,9 +194,19 @@ class APGDSparse:
 def _base_camp(theta: Thetas, size: float, until: int, interval: int) -> Climb:
     each = torch.ones_like(theta[:, 0])
     return Climb(
-        theta, theta.clone(), theta.clone(), torch.zeros_like(theta), best_loss=each * -torch.inf, loss=each * torch.inf, checked_loss=each * -torch.inf,
-        halved=torch.ones_like(each, dtype=torch.bool), size=each * size, gains=each * 0, until=each * until, interval=each * interval,
-    )  # fmt: skip
+        theta,
+        theta.clone(),
+        theta.clone(),
+        torch.zeros_like(theta),
+        best_loss=each * -torch.inf,
+        loss=each * torch.inf,
+        checked_loss=each * -torch.inf,
+        halved=torch.ones_like(each, dtype=torch.bool),
+        size=each * size,
+        gains=each * 0,
+        until=each * until,
+        interval=each * interval,
+    )
 
 
 def _noted(state: Climb, seen: Seen) -> Climb:
@@ -183,10 +214,19 @@ def _noted(state: Climb, seen: Seen) -> Climb:
     assert seen.grad is not None
     better = seen.loss > state.best_loss
     return Climb(
-        state.theta, state.before, torch.where(better[:, None], state.theta, state.best), torch.where(better[:, None], seen.grad, state.best_grad),
-        best_loss=torch.maximum(seen.loss, state.best_loss), loss=seen.loss, checked_loss=state.checked_loss, halved=state.halved, size=state.size,
-        gains=state.gains + (seen.loss > state.loss), until=state.until - 1, interval=state.interval,
-    )  # fmt: skip
+        state.theta,
+        state.before,
+        torch.where(better[:, None], state.theta, state.best),
+        torch.where(better[:, None], seen.grad, state.best_grad),
+        best_loss=torch.maximum(seen.loss, state.best_loss),
+        loss=seen.loss,
+        checked_loss=state.checked_loss,
+        halved=state.halved,
+        size=state.size,
+        gains=state.gains + (seen.loss > state.loss),
+        until=state.until - 1,
+        interval=state.interval,
+    )
 
 
 def _back_to_best(state: Climb, seen: Seen, halve: Bool[Tensor, " rows"]) -> tuple[Thetas, Thetas]:

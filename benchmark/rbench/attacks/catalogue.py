@@ -100,13 +100,22 @@ def listing() -> list[dict[str, Any]]:
     from rbench.attacks.build import attack_names
 
     plans = [
-        {"name": e.name, "kind": "plan", "title": e.table.get("title", e.name), "summary": e.table.get("summary", ""), "source": e.table.get("source", ""),
-         "attacks": [stage["spec"] for stage in e.table["attacks"]]}
+        {
+            "name": e.name,
+            "kind": "plan",
+            "title": e.table.get("title", e.name),
+            "summary": e.table.get("summary", ""),
+            "source": e.table.get("source", ""),
+            "attacks": [stage["spec"] for stage in e.table["attacks"]],
+        }
         for e in plan_files().values()
-    ]  # fmt: skip
+    ]
     taken = {plan["name"] for plan in plans}
     single = [name for name in [*attack_names(), "foolbox:NAME"] if name not in taken]
-    return plans + [{"name": name, "kind": "attack", "title": name, "summary": "one attack as a plan", "source": "", "attacks": [name]} for name in single]
+    return plans + [
+        {"name": name, "kind": "attack", "title": name, "summary": "one attack as a plan", "source": "", "attacks": [name]}
+        for name in single
+    ]
 
 
 def resolve_plan(text: str) -> Plan:
@@ -123,7 +132,9 @@ def resolve_plan(text: str) -> Plan:
     from rbench.attacks.build import attack_names
 
     if call.name.lower() not in attack_names() and not _is_foreign(call):
-        raise UnknownName("plan", call.name, {*files, *attack_names()}, fix="`rbench plans` lists them; an attack's spec such as pgd(steps=40) works too.")
+        raise UnknownName(
+            "plan", call.name, {*files, *attack_names()}, fix="`rbench plans` lists them; an attack's spec such as pgd(steps=40) works too."
+        )
     stage = _built(call)
     return Plan(stage.label, (stage,))
 
@@ -145,6 +156,10 @@ def _built(call: Call) -> Stage:
         from rbench.attacks.external import from_spec
 
         foreign = from_spec(call)
+        if foreign is None:
+            raise UnknownName("attack", call.name, ["autoattack", "foolbox:NAME"])
         return Stage(foreign, str(foreign), str(foreign))
     attack = build_attack(call)
-    return Stage(attack, spec_of(attack), written(call.name, {key: value if isinstance(value, Exact) else value.name for key, value in call.named}))
+    return Stage(
+        attack, spec_of(attack), written(call.name, {key: value if isinstance(value, Exact) else value.name for key, value in call.named})
+    )

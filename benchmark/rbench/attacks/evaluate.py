@@ -80,7 +80,11 @@ def gradient(loss: Float[Tensor, " rows"], theta: Tensor) -> tuple[Tensor]:
         return torch.autograd.grad(loss.sum(), theta)  # type: ignore[return-value]
     except Exception as error:
         if "does not require grad" in str(error) or "not have been used" in str(error):
-            raise ModelError("the model gives no gradient to its input", expected="a differentiable model", fix="Choose a plan of attacks that need none.") from error
+            raise ModelError(
+                "the model gives no gradient to its input",
+                expected="a differentiable model",
+                fix="Choose a plan of attacks that need none.",
+            ) from error
         raise _named(error) from error
 
 
@@ -92,7 +96,7 @@ def _named(error: Exception) -> Exception:
 
 
 def clean_logits(model: Model, x: Float[Tensor, "n c h w"], width: int, passes: Passes) -> tuple[list[Tensor | None], dict[int, str]]:
-    """Logits of clean images, each (classes,), by batches of one width; None where the model crashed on that image, with the reason by place."""
+    """Logits of clean images, each (classes,), in batches of one width; None where the model crashed on that image, with the reason."""
     found: list[Tensor | None] = [None] * len(x)
     reasons: dict[int, str] = {}
     pending = [(part, width) for part in torch.arange(len(x)).split(width)]

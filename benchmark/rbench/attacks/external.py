@@ -142,6 +142,7 @@ def square_fits(height: int, width: int) -> bool:
 
 # --- foolbox ------------------------------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True, slots=True)
 class Foolbox:
     """One foolbox attack by class name (Rauber et al. 2020), at the set's radius; minimum-norm attacks give their clipped result.

@@ -40,6 +40,7 @@ ONE_ROW: dict[str, type[Exception] | tuple[type[Exception], ...]] = {  # what on
     **dict.fromkeys(STARTS, (ValueError, AssertionError)),  # a start that is adversarial in one batch and not in another
 }
 
+
 @cache
 def offered() -> dict[str, Any]:
     """Every concrete attack class by its names, aliases such as PGD included."""

@@ -14,9 +14,16 @@ from rbench_threats.protocol import PerturbationSet
 
 
 def lockstep(
-    model: Model, space: PerturbationSet, attack: Attack, x: Float[Tensor, "rows c h w"], label: Int[Tensor, " rows"], *, spec: str, seed: int,
+    model: Model,
+    space: PerturbationSet,
+    attack: Attack,
+    x: Float[Tensor, "rows c h w"],
+    label: Int[Tensor, " rows"],
+    *,
+    spec: str,
+    seed: int,
     passes: Passes | None = None,
-) -> Float[Tensor, "rows c h w"]:  # fmt: skip
+) -> Float[Tensor, "rows c h w"]:
     """The images of largest loss that the attack saw inside the set, per row. seed: of this batch. All rows run all steps."""
     passes = passes if passes is not None else Passes()
     index, none = np.arange(len(x)), np.full(len(x), -1)

@@ -52,7 +52,8 @@ class MSD:
     @property
     def cycle(self) -> tuple[Phase, ...]:
         """One gradient, then one look per member."""
-        return ("gradient", *(("logits",) * len(self.members)))
+        looks: list[Phase] = ["logits" for _ in self.members]
+        return ("gradient", *looks)
 
     def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
         return losses.targets("ce", clean, label, 1)
@@ -70,7 +71,13 @@ class MSD:
     def step(self, space: PerturbationSet, ctx: Context, row: Row, state: Fork, seen: Seen, phase: int) -> Fork:
         if phase == 0:
             assert seen.grad is not None
-            candidates = torch.stack([self._moved(member, rate, ctx, row, state.theta, seen.grad) for member, rate in zip(self.members, self.rates, strict=True)], 1)
+            candidates = torch.stack(
+                [
+                    self._moved(member, rate, ctx, row, state.theta, seen.grad)
+                    for member, rate in zip(self.members, self.rates, strict=True)
+                ],
+                1,
+            )
             return Fork(candidates[:, 0].clone(), candidates, torch.zeros_like(state.losses))
         found = state.losses.index_copy(1, torch.tensor([phase - 1], device=state.losses.device), seen.loss[:, None])
         if phase < len(self.members):

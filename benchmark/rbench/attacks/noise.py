@@ -50,7 +50,8 @@ def _splitmix(value: UInt64[np.ndarray, " rows"]) -> UInt64[np.ndarray, " rows"]
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    mixed: UInt64[np.ndarray, " rows"] = value ^ (value >> np.uint64(31))
+    return mixed
 
 
 def _mix(value: Tensor, multiplier: int) -> Tensor:

@@ -65,7 +65,7 @@ class PGD:
 
 @dataclass(frozen=True, slots=True)
 class Slide:
-    """Sparse l1 descent: each step moves the largest `share` of the free coordinates evenly, `rate` radii in all (Tramèr & Boneh 2019, Alg. 1).
+    """Sparse l1 descent: a step moves the largest `share` of free coordinates evenly, `rate` radii in all (Tramèr & Boneh 2019, Alg. 1).
 
     The first restart uses `share`; the others draw theirs from share to `widest`, once per row: the paper's range of percentiles.
     """
@@ -121,7 +121,7 @@ class SlideState:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """PGD for a set that bounds how many pixels change: gradient step of l2 length `rate`·√budget-free, then the nearest point (Croce & Hein 2019, sec. 4).
+    """PGD for a set that bounds how many pixels change (Croce & Hein 2019, sec. 4): a step of l2 length `rate`, then the nearest point.
 
     The step shrinks linearly to a tenth, so that the support can wander early and settles late.
     """
@@ -166,4 +166,7 @@ class TopK:
 def check(name: str, steps: int, restarts: int, rate: float) -> None:
     """Refuse budgets that are no budgets. Raises SpecError."""
     if steps < 1 or restarts < 1 or not 0 < rate < float("inf"):
-        raise SpecError(f"{name}: steps={steps}, restarts={restarts}, rate={rate}", expected="whole steps and restarts of at least 1, and a rate above 0")
+        raise SpecError(
+            f"{name}: steps={steps}, restarts={restarts}, rate={rate}",
+            expected="whole steps and restarts of at least 1, and a rate above 0",
+        )

@@ -30,17 +30,25 @@ class Judged:
 
 @torch.no_grad()
 def judge(
-    model: Model, space: PerturbationSet, ctx: Context, theta: Float[Tensor, "rows p"], label: Int[Tensor, " rows"], passes: Passes, width: int = WIDTH,
-) -> Judged:  # fmt: skip
+    model: Model,
+    space: PerturbationSet,
+    ctx: Context,
+    theta: Float[Tensor, "rows p"],
+    label: Int[Tensor, " rows"],
+    passes: Passes,
+    width: int = WIDTH,
+) -> Judged:
     """Inside the set? inside [0, 1]? strictly another class (a tie is no fall)? rows ≥ 1. width: less only where memory is short."""
-    parts = [_batch(model, space, ctx, theta, label, rows, passes, width) for rows in torch.arange(len(theta), device=theta.device).split(width)]
-    return Judged(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("accepted", "predicted", "margin", "gauge", "images")),
-        reason=[reason for part in parts for reason in part.reason],
-    )
+    parts = [
+        _batch(model, space, ctx, theta, label, rows, passes, width) for rows in torch.arange(len(theta), device=theta.device).split(width)
+    ]
+    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("accepted", "predicted", "margin", "gauge", "images")}
+    return Judged(**whole, reason=[reason for part in parts for reason in part.reason])
 
 
-def _batch(model: Model, space: PerturbationSet, ctx: Context, theta: Tensor, label: Tensor, rows: Tensor, passes: Passes, width: int) -> Judged:
+def _batch(
+    model: Model, space: PerturbationSet, ctx: Context, theta: Tensor, label: Tensor, rows: Tensor, passes: Passes, width: int
+) -> Judged:
     whole, kept = padded(rows, width), len(rows)
     part = tree.take(ctx, whole)
     images = space.render(part, theta[whole]).float()
@@ -54,8 +62,18 @@ def _batch(model: Model, space: PerturbationSet, ctx: Context, theta: Tensor, la
     finite = logits.isfinite().all(1)
     accepted = (excess <= 0) & ~outside & finite & (fell < 0)
     reason = [
-        "" if yes else "outside the set" if not e <= 0 else "outside [0, 1]" if out else "logits are not finite" if not ok else "the label still leads"
-        for yes, e, out, ok in zip(accepted[:kept].tolist(), excess[:kept].tolist(), outside[:kept].tolist(), finite[:kept].tolist(), strict=True)
+        ""
+        if yes
+        else "outside the set"
+        if not e <= 0
+        else "outside [0, 1]"
+        if out
+        else "logits are not finite"
+        if not ok
+        else "the label still leads"
+        for yes, e, out, ok in zip(
+            accepted[:kept].tolist(), excess[:kept].tolist(), outside[:kept].tolist(), finite[:kept].tolist(), strict=True
+        )
     ]
     cut = slice(0, kept)
     return Judged(accepted[cut], logits.argmax(1)[cut], fell[cut], space.gauge(part, theta[whole])[cut], images[cut], reason)

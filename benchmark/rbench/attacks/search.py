@@ -1,4 +1,4 @@
-"""The evaluation driver: a batch of fixed width whose dead rows are replaced from one queue. Nothing but this and lockstep loops over steps.
+"""The evaluation driver: a batch of fixed width whose dead rows are replaced from one queue. Only this and lockstep loop over steps.
 
 A slot holds one (example, target, restart). A row that fell, that its attack gave up or whose logits are not finite is dead at once, by a
 mask on the device; the host reads the flags one poll later without waiting and refills at the start of the attack's next cycle.
@@ -62,7 +62,9 @@ class Queue:
         """Restart by restart, target rank by target rank, then the examples in their order: falls retire the later ranks."""
         targets = attack.targets(examples.clean, examples.label).cpu().numpy()
         n, k = targets.shape
-        restart, rank, position = (part.ravel() for part in np.meshgrid(np.arange(attack.restarts), np.arange(k), np.arange(n), indexing="ij"))
+        restart, rank, position = (
+            part.ravel() for part in np.meshgrid(np.arange(attack.restarts), np.arange(k), np.arange(n), indexing="ij")
+        )
         target = targets[position, rank]
         return cls(position, target, restart, row_keys(seed, spec, examples.index.cpu().numpy()[position], target, restart))
 
@@ -90,9 +92,19 @@ class Search:
     """One attack over one list of examples; `run` returns the best per example. Deterministic per row at equal width."""
 
     def __init__(
-        self, model: Model, space: PerturbationSet, attack: Attack, examples: Examples, *, spec: str, seed: int, width: int,
-        beyond: Float[Tensor, " examples"] | None = None, progress: Callable[[int, int], None] | None = None, contexts: Context | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        space: PerturbationSet,
+        attack: Attack,
+        examples: Examples,
+        *,
+        spec: str,
+        seed: int,
+        width: int,
+        beyond: Float[Tensor, " examples"] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        contexts: Context | None = None,
+    ) -> None:
         """beyond: how far below 0 a margin must fall to count (for claims that the referee refused). width: one of WIDTHS."""
         self.model, self.space, self.attack, self.examples, self.progress = model, space, attack, examples, progress
         self.queue = Queue.of(attack, spec, examples, seed)
@@ -104,7 +116,7 @@ class Search:
         self.fallen = torch.zeros(len(examples), device=self.device)
         self.passes, self.served, self.filed = Passes(), 0, 0
         self._useful = torch.zeros((), dtype=torch.long, device=self.device)
-        self._flags: list[tuple[Tensor, Tensor, torch.cuda.Event | None]] = []
+        self._flags: list[tuple[Tensor, torch.cuda.Event]] = []
 
     def run(self) -> Best:
         """Run every row to its end or its example's fall."""
@@ -175,7 +187,16 @@ class Search:
         alive = torch.arange(width, device=self.device) < len(tasks)
         theta = self.attack.ask(state)
         taken = [place < len(tasks) for place in range(width)]
-        return Slots(row, torch.from_numpy(position).to(self.device), alive, ctx, state, torch.full_like(theta[:, 0], torch.inf), theta.clone(), taken)
+        return Slots(
+            row,
+            torch.from_numpy(position).to(self.device),
+            alive,
+            ctx,
+            state,
+            torch.full_like(theta[:, 0], torch.inf),
+            theta.clone(),
+            taken,
+        )
 
     def _open(self) -> Slots:
         return self._fresh(self._next(self.width), self.width)
@@ -195,12 +216,11 @@ class Search:
         copy.copy_(slots.alive, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self._flags.append((copy, slots.alive, event))
+        self._flags.append((copy, event))
         if len(self._flags) < 2:
             return np.ones(len(slots.taken), dtype=bool)
-        copy, _, event = self._flags.pop(0)
-        if event is not None:
-            event.synchronize()
+        copy, event = self._flags.pop(0)
+        event.synchronize()
         return copy.numpy()
 
     def _refill(self, slots: Slots) -> Slots:

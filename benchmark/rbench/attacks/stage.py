@@ -66,9 +66,16 @@ def part_of(examples: Examples, places: list[int]) -> Examples:
 
 
 def run_stage(
-    model: nn.Module, space: PerturbationSet, stage: Stage, examples: Examples, *, seed: int, width: int, closest: dict[int, tuple[float, Tensor]],
+    model: nn.Module,
+    space: PerturbationSet,
+    stage: Stage,
+    examples: Examples,
+    *,
+    seed: int,
+    width: int,
+    closest: dict[int, tuple[float, Tensor]],
     progress: Progress | None = None,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Attack every example once more. closest: what earlier attacks of the plan saw, for a stage that starts from there."""
     if stage.foreign:
         return _foreign(model, space, stage, examples, seed, width)
@@ -80,14 +87,21 @@ def run_stage(
 
 
 def _safely(
-    model: nn.Module, space: PerturbationSet, stage: Stage, examples: Examples, beyond: Tensor, seed: int, width: int, progress: Progress | None
+    model: nn.Module,
+    space: PerturbationSet,
+    stage: Stage,
+    examples: Examples,
+    beyond: Tensor,
+    seed: int,
+    width: int,
+    progress: Progress | None,
 ) -> Outcome:
     """The search, again at half the width when memory is short, and half by half when the model raises."""
     try:
         return _judged(model, space, stage, examples, beyond, seed, width, progress)
     except OutOfMemory as error:
         if width == WIDTHS[0]:
-            return Outcome(errors={place: f"out of memory at {width} rows: {error}" for place in range(len(examples))}, width=width)
+            return Outcome(errors=dict.fromkeys(range(len(examples)), f"out of memory at {width} rows: {error}"), width=width)
         return _safely(model, space, stage, examples, beyond, seed, width // 2, progress)
     except Crash as error:
         if len(examples) == 1:
@@ -100,7 +114,15 @@ def _safely(
 
 
 def _judged(
-    model: nn.Module, space: PerturbationSet, stage: Stage, examples: Examples, beyond: Tensor, seed: int, width: int, progress: Progress | None, again: int = 0
+    model: nn.Module,
+    space: PerturbationSet,
+    stage: Stage,
+    examples: Examples,
+    beyond: Tensor,
+    seed: int,
+    width: int,
+    progress: Progress | None,
+    again: int = 0,
 ) -> Outcome:
     search = Search(model, space, stage.attack, examples, spec=stage.spec, seed=seed, width=width, beyond=beyond, progress=progress)  # type: ignore[arg-type]
     best = search.run()

@@ -20,7 +20,7 @@ def mapped(function: Callable[..., Tensor], tree: T, *others: Any) -> T:
     if not is_dataclass(tree):
         raise TypeError(f"contexts and states are dataclasses of tensors, not {type(tree).__name__}")
     parts = {f.name: mapped(function, getattr(tree, f.name), *(getattr(other, f.name) for other in others)) for f in fields(tree)}
-    return type(tree)(**parts)  # type: ignore[return-value]
+    return type(tree)(**parts)  # type: ignore[misc]
 
 
 def take(tree: T, rows: Int[Tensor, " k"]) -> T:

@@ -49,9 +49,9 @@ def datasets(as_json: bool) -> None:
 @AS_JSON
 def plans(as_json: bool) -> None:
     """List the attack plans."""
-    from rbench.attacks.plans import listing
+    from rbench.attacks.catalogue import listing
 
-    print_listing(listing(), ["name", "attacks", "sentence"], as_json=as_json)
+    print_listing(listing(), ["name", "kind", "summary", "attacks"], as_json=as_json)
 
 
 @click.command()
@@ -71,9 +71,8 @@ def show(run_id: str, results: Path | None, as_json: bool) -> None:
 @click.option("--out", type=FOLDER, metavar="DIR", help="Where the pages go.  [default: site/ in the results folder]")
 def site(results: Path | None, out: Path | None) -> None:
     """Draw the pages from the database alone; prints where they are."""
-    from rbench_results.site.build import build_site
-
     from rbench_core.files import results_folder
+    from rbench_results.site.build import build_site
     from rbench_results.store import Store
 
     with Store.open(results or results_folder(), create=False) as store:

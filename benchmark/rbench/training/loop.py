@@ -50,9 +50,17 @@ class Work:
 
 
 def train(
-    recipe: str, *, dataset: str = "digits", seed: int = 0, device: str = "cpu", out: Path | str | None = None, epochs: int | None = None,
-    data: Path | str | None = None, name: str | None = None, progress: Progress | None = None,
-) -> Path:  # fmt: skip
+    recipe: str,
+    *,
+    dataset: str = "digits",
+    seed: int = 0,
+    device: str = "cpu",
+    out: Path | str | None = None,
+    epochs: int | None = None,
+    data: Path | str | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
     """Train by a recipe; returns the card, beside which weights and log lie, so that RBENCH_REGISTRY=FOLDER makes the model known.
 
     Deterministic for (recipe, data set, seed, device, torch version, threads). An unfinished run in the same folder is continued. out: a
@@ -110,7 +118,16 @@ def _fingerprint(recipe: Recipe, seed: int) -> str:
 
 def _keep(work: Work, partial: Path) -> None:
     held = io.BytesIO()
-    torch.save({"net": work.net.state_dict(), "optimiser": work.optimiser.state_dict(), "epoch": work.epoch, "log": json.dumps(work.log), "recipe": work.log[0]["recipe"]}, held)
+    torch.save(
+        {
+            "net": work.net.state_dict(),
+            "optimiser": work.optimiser.state_dict(),
+            "epoch": work.epoch,
+            "log": json.dumps(work.log),
+            "recipe": work.log[0]["recipe"],
+        },
+        held,
+    )
     atomic_write(partial, held.getvalue())
 
 
@@ -128,13 +145,20 @@ def _epoch(work: Work, recipe: Recipe, data: Dataset, adversary: Adversary | Non
         logits = work.net(x)
         loss = functional.cross_entropy(logits, label)
         work.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         work.optimiser.step()
         losses, right, seen = losses + loss.item() * len(rows), right + int((logits.argmax(1) == label).sum()), seen + len(rows)
     if not np.isfinite(losses):
-        raise TrainingError(f"{recipe.name} on {recipe.dataset}: the loss is not finite in epoch {work.epoch + 1}", fix="Lower the recipe's rate.")
+        raise TrainingError(
+            f"{recipe.name} on {recipe.dataset}: the loss is not finite in epoch {work.epoch + 1}", fix="Lower the recipe's rate."
+        )
     work.epoch += 1
-    row = {"epoch": work.epoch, "loss": round(losses / seen, 5), "accuracy": round(right / seen, 5), "epoch_seconds": round(time.perf_counter() - began, 3)}
+    row = {
+        "epoch": work.epoch,
+        "loss": round(losses / seen, 5),
+        "accuracy": round(right / seen, 5),
+        "epoch_seconds": round(time.perf_counter() - began, 3),
+    }
     work.log.append({**row, "recipe": _fingerprint(recipe, seed)})
 
 
@@ -178,9 +202,12 @@ def _card(work: Work, recipe: Recipe, name: str, seed: int, total: int, sha256: 
     arguments = "".join(f"{key} = {json.dumps(value)}\n" for key, value in recipe.arguments.items())
     epochs = f" --epochs {total}" if total != recipe.epochs else ""
     return (
-        f'schema = 1\nname = {json.dumps(name)}\ntitle = {json.dumps(f"Small CNN: {recipe.title}", ensure_ascii=False)}\ndataset = "{recipe.dataset}"\n'
+        f"schema = 1\nname = {json.dumps(name)}\n"
+        f'title = {json.dumps(f"Small CNN: {recipe.title}", ensure_ascii=False)}\ndataset = "{recipe.dataset}"\n'
         f'parameters = {parameters}\n\n[architecture]\nfactory = "{recipe.factory}"\n{arguments}input = "0..1"\n\n[weights]\n'
-        f'file = "{name}.safetensors"\nsha256 = "{sha256}"\n\n[training]\nrecipe = "{recipe.name}"\nseed = {seed}\nepochs = {total}\n{threat}'
-        f'command = "rbench train {recipe.name} --dataset {recipe.dataset} --seed {seed}{epochs}"\nsummary = {json.dumps(recipe.title)}\n\n'
+        f'file = "{name}.safetensors"\nsha256 = "{sha256}"\n\n'
+        f'[training]\nrecipe = "{recipe.name}"\nseed = {seed}\nepochs = {total}\n{threat}'
+        f'command = "rbench train {recipe.name} --dataset {recipe.dataset} --seed {seed}{epochs}"\n'
+        f"summary = {json.dumps(recipe.title)}\n\n"
         f"[source]\npaper = {json.dumps(recipe.source, ensure_ascii=False)}\n"
     )

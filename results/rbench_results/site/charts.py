@@ -107,7 +107,7 @@ def flow(steps: Sequence[Step], n: int, bottom: float = TALL) -> Flow | None:
     if not steps or total <= 0 or steps[0].entered <= 0:
         return None
 
-    def y(images: float) -> float:
+    def y(images: float | int) -> float:
         return bottom - (bottom - TOP) * images / n
 
     wrong, stood = n - steps[0].entered, steps[-1].entered - steps[-1].broken
@@ -131,7 +131,7 @@ def flow(steps: Sequence[Step], n: int, bottom: float = TALL) -> Flow | None:
     )
 
 
-def _fallen(steps: Sequence[Step], y: Callable[[float], float]) -> list[Label]:
+def _fallen(steps: Sequence[Step], y: Callable[[float | int], float]) -> list[Label]:
     """The attacks that broke most are named, in the order of the chain; the others are one line."""
     named = sorted(sorted((step for step in steps if step.broken), key=lambda s: -s.broken)[:NAMED], key=steps.index)
     labels = [Label(f"{s.broken:,} {s.name}", y(s.entered - s.broken / 2), 0.0, "") for s in named]
@@ -155,7 +155,7 @@ def _spread(labels: Sequence[Label], bottom: float) -> list[Label]:
     return [Label(label.text, label.at, height, label.kind) for label, height in zip(ordered, heights, strict=True)]
 
 
-def _x(passes: float, total: float) -> float:
+def _x(passes: float | int, total: float) -> float:
     return LEFT + (RIGHT - LEFT) * sqrt(passes / total)
 
 

@@ -103,7 +103,7 @@ def _flows(facts: Facts, run: RunRecord, report: dict[str, Any], labels: dict[st
     by_member = {spec: [step for step in steps if step["spec"] == spec] for spec in dict.fromkeys(step["spec"] for step in steps)}
     asked = {spec: facts.verdicts(key) for key, spec in facts.attacks(run)}
     chained = all(before["standing"] >= after["entered"] for before, after in zip(steps, steps[1:], strict=False))
-    parts = [("", steps)] if steps and chained or len(by_member) == 1 else [(labels[spec], own) for spec, own in by_member.items()]
+    parts = [("", steps)] if (steps and chained) or len(by_member) == 1 else [(labels[spec], own) for spec, own in by_member.items()]
     found = []
     for title, own in parts:
         verdicts = [verdict for spec in {step["spec"] for step in own} for verdict in asked.get(spec, [])]

@@ -24,17 +24,17 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def percent(share: float) -> str:
+def percent(share: float | int) -> str:
     """One decimal, without the sign: 0.4481 -> 44.8. `fmt` in site.js rounds alike."""
     return f"{100 * share:.1f}"
 
 
-def count(number: float) -> str:
+def count(number: float | int) -> str:
     """Thousands apart: 1234 -> 1,234."""
     return f"{number:,.0f}"
 
 
-def passes(number: float) -> str:
+def passes(number: float | int) -> str:
     """A cost: whole from 100 on, one decimal below."""
     return count(number) if number >= 100 else f"{number:.1f}"
 
@@ -47,7 +47,7 @@ def size(number: int) -> str:
     return str(number)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """12.34 -> 12.3 s; minutes and hours above."""
     if seconds < 60:
         return f"{seconds:.1f} s"

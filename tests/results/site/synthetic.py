@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,27 @@ FORMULA = '=HYPERLINK("http://example.invalid")'
 LONG = "größe-" + "無限に長い名前" * 12 + "-" + "w" * 120
 UNION = {"linf": "3/10", "l2": "2", "l1": "10"}
 TITLE = "test-only-union"
+
+
+@dataclass(frozen=True)
+class Site:
+    """The store that pages were drawn from, and the folder they lie in."""
+
+    store: Store
+    root: Path
+
+    @property
+    def board(self) -> str:
+        """The board of the union: the one with members to tick."""
+        return f"board-test-only-{TITLE}.html"
+
+    @property
+    def compare(self) -> str:
+        return self.board.replace("board-", "compare-")
+
+    @property
+    def pages(self) -> list[str]:
+        return sorted(path.name for path in self.root.glob("*.html"))
 
 
 class Maker:

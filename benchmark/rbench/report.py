@@ -1,0 +1,106 @@
+"""What a run found, for Python: the report with its table, its frame and its adversarial images. torch only where images are asked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rbench_core.files import results_folder
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import Tensor
+
+
+class Adversarial(NamedTuple):
+    """The kept witnesses of a run, one per broken example: the first member's that broke it."""
+
+    indices: Tensor  # (k,), in the data set
+    label: Tensor  # (k,)
+    predicted: Tensor  # (k,)
+    x: Tensor  # (k, C, H, W)
+    x_adv: Tensor  # (k, C, H, W)
+    member: list[str]  # the set of each, as its spec
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found. `data` is the object of `rbench show RUN --json`; `str` is the table; notebooks show HTML."""
+
+    data: dict[str, Any]
+    folder: Path
+
+    @classmethod
+    def stored(cls, run: str, results: Path | str | None = None) -> Report:
+        """A stored run by its id, the beginning of one, or `latest`. Raises StoreError, UnknownName."""
+        from rbench_results.report import run_report
+        from rbench_results.store import Store
+
+        folder = Path(results).expanduser() if results is not None else results_folder()
+        with Store.open(folder, create=False) as store:
+            return cls(run_report(store, run), folder)
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return str(self.data["run"])
+
+    @property
+    def exit_code(self) -> int:
+        """1 when a broken example carries a certificate: one of the two is wrong."""
+        return 1 if self.data.get("alarm") else 0
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(self.data, indent=2, allow_nan=False)
+
+    def to_table(self) -> str:
+        """The report for a person, as plain text."""
+        from rbench_results.table import report_table
+
+        return report_table(self.data)
+
+    __str__ = to_table
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(self.to_table())}</pre>"
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per example: index, label, status, attack, and the status under each member."""
+        import pandas
+
+        rows = [{**{k: row[k] for k in ("index", "label", "status", "attack")}, **row["members"]} for row in self.data["verdicts"]]
+        return pandas.DataFrame(rows).set_index("index")
+
+    def adversarial(self) -> Adversarial:
+        """The adversarial images that were kept (`witnesses`), from the results folder."""
+        return _adversarial(self.folder, self.run)
+
+
+def _adversarial(folder: Path, run: str) -> Adversarial:
+    import torch
+    from safetensors.torch import load_file
+
+    from rbench_results.store import Store
+
+    with Store.open(folder, create=False) as store:
+        record = store.run(run)
+        rows = {}
+        for key, spec in reversed(record.questions):
+            rows.update({row.index: (row, spec) for row in store.verdicts(key, record.first, record.n) if row.witness is not None})
+    files = {row.witness: load_file(folder / str(row.witness)) for row, _ in rows.values()}
+    chosen = [rows[index] for index in sorted(rows)]
+    pictures = [(files[row.witness]["x"][row.row or 0], files[row.witness]["x_adv"][row.row or 0]) for row, _ in chosen]
+    none = torch.empty(0)
+    return Adversarial(
+        torch.tensor([row.index for row, _ in chosen]),
+        torch.tensor([row.label for row, _ in chosen]),
+        torch.tensor([row.predicted for row, _ in chosen]),
+        torch.stack([x for x, _ in pictures]) if pictures else none,
+        torch.stack([x_adv for _, x_adv in pictures]) if pictures else none,
+        [spec for _, spec in chosen],
+    )
