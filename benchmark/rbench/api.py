@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from rbench_threats.catalogue import Threat, resolve
 DEFAULT_PLAN = "apgd"
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Who wants to know how far a run is."""
 
@@ -168,7 +169,7 @@ def _recorded(runner: Runner, found: Found, threat: Threat, started: float, text
             card=model.card,
             parameters=model.parameters,
             classes=model.classes,
-            probe=model.probe,
+            probe=[] if any(row["code"] == "random" for row in model.warnings) else model.probe,  # a random model never repeats them
         )
     )
     store.put_dataset(

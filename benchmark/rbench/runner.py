@@ -20,6 +20,7 @@ from rbench.models import Wrapped
 from rbench.probe import range_warning, warning
 from rbench.questions import question
 from rbench.witnesses import store_witnesses
+from rbench_results.figures import FALLEN
 from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord
 from rbench_results.store import Store
 from rbench_threats.protocol import PerturbationSet
@@ -226,14 +227,13 @@ class Runner:
 
     def _late_warnings(self) -> None:
         """What only the verdicts could tell."""
-        rows = self.store.verdicts(self.questions[0].key, 0, self.asked.n)
-        for record in self.questions[1:]:
-            rows += self.store.verdicts(record.key, 0, self.asked.n)
-        right = {row.index: row.clean == row.label for row in rows}
-        near_chance = range_warning(sum(right.values()) / max(len(right), 1), self.asked.model.classes)
+        rows = [row for record in self.questions for row in self.store.verdicts(record.key, 0, self.asked.n)]
+        right = {row.index for row in rows if row.clean == row.label}
+        near_chance = range_warning(len(right) / max(len({row.index for row in rows}), 1), self.asked.model.classes)
         if near_chance is not None:
             self.warnings.append(near_chance)
-        errors = {row.index: row.reason or "" for row in rows if row.status == "error"}
+        fallen = {row.index for row in rows if row.status in FALLEN}  # an error under another member no longer matters
+        errors = {row.index: row.reason or "" for row in rows if row.status == "error" and row.index not in fallen}
         if errors:
             some = next(iter(errors.values()))
             self.warnings.append(

@@ -31,6 +31,8 @@ def _figures(report: Mapping[str, Any]) -> Iterator[str]:
     if len(members) > 1:
         yield f"{'worst member of each image':<{width}}{_figure(report['robust'])}"
     yield f"{'certified':<{width}}{_figure(report['certified']) if report['certified'] else '    n/a  no certificate was asked for'}"
+    if any(member["skipped"] for member in members.values()):
+        yield "–: an image that fell to one member is not asked of the next; --full asks every member of all"
 
 
 def _figure(figure: Mapping[str, Any] | None) -> str:
@@ -43,7 +45,7 @@ def _asked(member: Mapping[str, Any], n: int) -> str:
     """What a member did; it has no figure of its own where fallen images were not asked again."""
     broke = f"broke {member['broke']} of {member['asked']} asked"
     if member["skipped"]:
-        return f"{broke}; {member['skipped']} had fallen already (--full asks all)"
+        return f"{broke}; {member['skipped']} had fallen before"
     return f"{broke}; {member['unanswered']} unanswered" if member["unanswered"] else broke
 
 
@@ -55,7 +57,8 @@ def _counts(report: Mapping[str, Any]) -> Iterator[str]:
     spent = (
         f"{cost['forward']:,} forward and {cost['backward']:,} backward passes ({(cost['forward'] + cost['backward']) / n:,.0f} per image)"
     )
-    yield f"cost:   {spent}, {cost['seconds']:.1f} s" + (f", of which this run {own:.1f} s" if own < 0.99 * cost["seconds"] else "")
+    line = f"cost:   {spent}, {cost['seconds']:.1f} s" + (f", of which this run {own:.1f} s" if own < 0.99 * cost["seconds"] else "")
+    yield textwrap.fill(line, WIDTH, subsequent_indent=" " * 8)
 
 
 def _foot(report: Mapping[str, Any]) -> Iterator[str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 
 import click
 import pytest
 
-from command import SCRIPT, rbench
+from command import SCRIPT
 from rbench.cli import app, compute, listings
 from rbench_core.errors import Failure, UsageError
 
@@ -44,35 +43,6 @@ def test_a_wrong_request_is_one_line_and_exit_2(args: list[str], hint: str, capf
     assert err.startswith("rbench: ")
     assert err.count("\n") == 1
     assert hint in err
-
-
-ASKED = {
-    "model": (["run", "--model", "digits-linf-att", "--threat", "linf"], "digits-linf-at"),
-    "threat": (["run", "--model", "digits-linf-at", "--threat", "union-pl"], "union-lp"),
-    "data set": (["run", "--model", "digits-linf-at", "--threat", "linf", "--dataset", "digit"], "digits"),
-    "plan": (["run", "--model", "digits-linf-at", "--threat", "linf", "--plan", "apdg"], "apgd"),
-    "recipe": (["train", "linf-att"], "linf-at"),
-    "eps zero": (["run", "--model", "digits-linf-at", "--threat", "linf", "--eps", "0"], "eps"),
-    "eps NaN": (["run", "--model", "digits-linf-at", "--threat", "linf", "--eps", "nan"], "nan"),
-    "eps 8 meant as 8/255": (["run", "--model", "digits-linf-at", "--threat", "linf", "--eps", "8"], "8/255"),
-    "eps with a union": (["run", "--model", "digits-linf-at", "--threat", "union-lp", "--eps", "0.3"], "eps"),
-    "spec unclosed": (["run", "--model", "digits-linf-at", "--threat", "linf(eps=0.3"], "linf"),
-    "spec hostile": (["run", "--model", "digits-linf-at", "--threat", "__import__('os').system('true')"], ""),
-    "spec deep": (["run", "--model", "digits-linf-at", "--threat", "union(" * 5000], ""),
-    "factory file missing": (["run", "--model", "nowhere.py:make", "--dataset", "digits"], "nowhere.py"),
-}
-
-
-@pytest.mark.parametrize(("args", "hint"), ASKED.values(), ids=ASKED)
-def test_what_a_catalogue_refuses_is_one_line_too(args: list[str], hint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    results = ["--results", str(tmp_path / "r")] if args[0] == "run" else ["--out", str(tmp_path / "r")]
-    assert app.main([*args, *results]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("rbench: ")
-    assert err.count("\n") == 1
-    assert hint in err
-    assert not (tmp_path / "r").exists() or not any((tmp_path / "r").glob("rbench.sqlite"))
 
 
 @pytest.fixture
@@ -143,12 +113,3 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("rbench: OSError")
     assert done.stderr.count("\n") == 1
-
-
-def test_show_without_results_is_a_failure(tmp_path: Path) -> None:
-    done = rbench("show", "latest", "--results", str(tmp_path / "none"))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("rbench: ")
-    assert done.stderr.count("\n") == 1
-    assert "RBENCH_DEBUG" not in done.stderr  # foreseen, not a slip
-    assert not (tmp_path / "none").exists()

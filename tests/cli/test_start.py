@@ -13,7 +13,8 @@ from rbench.cli.app import COMMANDS
 
 HEAVY = {"torch", "torchvision", "pandas", "sqlalchemy", "alembic", "sklearn", "scipy", "numpy", "foolbox", "pyautoattack"}
 LISTINGS = ("models", "threats", "datasets", "plans")
-QUICK = [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS), *([name, *more] for name in LISTINGS for more in ([], ["--json"]))]
+HELP = [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+QUICK = [*HELP, *([name] for name in LISTINGS), *([name, "--json"] for name in LISTINGS)]
 
 
 @pytest.mark.parametrize("args", QUICK, ids=" ".join)

@@ -44,7 +44,10 @@ def test_a_terminal_gets_a_rule_under_the_header(monkeypatch: pytest.MonkeyPatch
     assert "──" in screen.getvalue()
 
 
-CELLS = [(None, "–"), (True, "yes"), (False, "no"), ([1, "b"], "1, b"), ((), ""), ({"a": None}, "a=–"), (0.5, "0.5")]
+CELLS = [
+    (None, "–"), (True, "yes"), (False, "no"), ([1, "b"], "1, b"), ((), ""),
+    ({"a": None, "b": 1}, "a: –\nb: 1"), (["a(b, c)", "d"], "a(b, c)\nd"), (0.5, "0.5"),
+]
 
 
 @pytest.mark.parametrize(("value", "text"), CELLS)

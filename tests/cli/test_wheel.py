@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
-
-import rbench
 
 CARRIED = {
     "rbench": ("py.typed", "attacks/plans/*.toml"),
     "rbench_core": ("py.typed",),
     "rbench_threats": ("py.typed", "presets/*.toml"),
     "rbench_zoo": ("py.typed", "cards/*.toml", "recipes/*.toml", "weights/*.safetensors"),
-    "rbench_results": ("py.typed", "migrations/env.py", "migrations/script.py.mako", "migrations/versions/*.py", "site/templates/*.html*"),
+    "rbench_results": (
+        "py.typed",
+        "migrations/env.py",
+        "migrations/script.py.mako",
+        "migrations/versions/*.py",
+        "site/templates/*.html*",
+        "site/static/*",
+    ),
 }
+ROOT = Path(__file__).parents[2]
+ROOMS = ("benchmark", "threat_models", "model_zoo", "results")
+SOURCES = [path.parent for room in ROOMS for path in sorted((ROOT / room).glob("*/__init__.py"))]
 
 
-@pytest.mark.parametrize(("package", "pattern"), [(package, pattern) for package, patterns in CARRIED.items() for pattern in patterns])
+@pytest.mark.parametrize(("package", "pattern"), [(package, pattern) for package in CARRIED for pattern in CARRIED[package]])
 def test_the_installed_package_carries_its_data(package: str, pattern: str) -> None:
     found = list(Path(str(files(package))).glob(pattern))
     assert found
@@ -27,9 +36,12 @@ def test_the_installed_package_carries_its_data(package: str, pattern: str) -> N
 
 
 @pytest.mark.skipif("TOX_ENV_NAME" not in os.environ, reason="not under tox: an editable installation is allowed")
-def test_under_tox_the_wheel_is_what_is_tested() -> None:
-    assert rbench.__file__ is not None
-    assert "site-packages" in Path(rbench.__file__).parts
-    source = Path(__file__).parents[2] / "benchmark" / "rbench"
-    shipped = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert not [path for path in shipped if not (Path(rbench.__file__).parent / path).is_file()]
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_under_tox_the_wheel_is_what_is_tested_and_lacks_no_file(source: Path) -> None:
+    module = import_module(source.name)
+    assert module.__file__ is not None
+    installed = Path(module.__file__).parent
+    assert "site-packages" in installed.parts
+    found = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    here = {path for path in found if not any(part.startswith((".", "__pycache__")) for part in path.parts)}  # caches of tools are not ours
+    assert sorted(path for path in here if not (installed / path).is_file()) == []

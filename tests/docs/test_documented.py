@@ -18,10 +18,10 @@ from rbench.cli.app import COMMANDS, cli
 
 CATALOGUES = {
     "model": "rbench_zoo.catalogue:listing",
-    "recipe": "rbench_zoo.catalogue:recipe_listing",
+    "recipe": "rbench_zoo.recipe:listing",
     "threat": "rbench_threats.catalogue:listing",
     "data set": "rbench.data.sources:listing",
-    "plan": "rbench.attacks.plans:listing",
+    "plan": "rbench.attacks.catalogue:listing",
 }
 
 
@@ -51,6 +51,11 @@ def test_every_option_stands_in_its_command_s_section_and_no_other_does(name: st
     options = {text for parameter in commands()[name].params for text in parameter.opts if text.startswith("--")}
     told = set(re.findall(r"^\| `(--[\w-]+)", sections()[name], re.MULTILINE))
     assert told == options
+
+
+def test_the_help_of_train_names_every_recipe() -> None:
+    told = re.findall(r"[\w-]+", commands()["train"].help or "")
+    assert [name for name in names("recipe") if name not in told] == []
 
 
 def test_every_option_has_a_help_text() -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,6 +263,12 @@ def test_offline_one_line_names_the_folder_the_variable_and_the_way_out(tmp_path
     assert not (tmp_path / "typo").exists()
 
 
+def deaf(*args: object, **options: object) -> None:
+    """A name server that is silent heeds no time limit."""
+    time.sleep(2.5)
+    raise OSError
+
+
 def test_a_server_that_is_silent_counts_as_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(torchvision_shim, "PATIENCE", 0.3)
@@ -271,6 +278,10 @@ def test_a_server_that_is_silent_counts_as_no_network(monkeypatch: pytest.Monkey
         assert not torchvision_shim._reachable([address, address])
         assert time.monotonic() - begun < 2
     assert not torchvision_shim._reachable(["http://127.0.0.1:1/", "nonsense"])
+    monkeypatch.setattr(urllib.request, "urlopen", deaf)
+    begun = time.monotonic()
+    assert not torchvision_shim._reachable(["http://example.org/"])
+    assert time.monotonic() - begun < 2
 
 
 @contextlib.contextmanager
@@ -439,7 +450,7 @@ def damaged_cifar(trace: Path) -> dict[str, tuple[str, bytes]]:
         "a list": ("test_batch", pickle.dumps([1, 2], protocol=2)),
         "no labels": ("test_batch", pickle.dumps({"data": images}, protocol=2)),
         "labels too few": ("test_batch", pickle.dumps({**table, "labels": labels[1:]}, protocol=2)),
-        "label -1": ("test_batch", pickle.dumps({**table, "labels": [-1, *labels[1:]]}, protocol=2)),
+        "label -247, a 9 in one byte": ("test_batch", pickle.dumps({**table, "labels": [-247, *labels[1:]]}, protocol=2)),
         "fractional labels": ("test_batch", pickle.dumps({**table, "labels": [float(label) for label in labels]}, protocol=2)),
         "floats": ("test_batch", pickle.dumps({**table, "data": images.astype(np.float32)}, protocol=2)),
         "column order": ("test_batch", pickle.dumps({**table, "data": np.asfortranarray(images)}, protocol=2)),

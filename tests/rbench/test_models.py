@@ -126,6 +126,8 @@ SUSPICIOUS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "softmax": (lambda: Around(lambda logits: logits.softmax(1)), ["probabilities"]),
     "log-softmax is a logit": (lambda: Around(lambda logits: logits.log_softmax(1)), []),
     "non-negative logits": (lambda: Around(torch.relu), []),
+    "logits that sum to 1": (lambda: Around(lambda logits: logits - logits.mean(1, keepdim=True) + 0.1), []),
+    "one row sums to 1": (lambda: Around(lambda logits: torch.cat([logits[:1].softmax(1), logits[1:].relu()])), ["batch-dependent"]),
     "nearly probabilities": (lambda: Around(lambda logits: logits.softmax(1) * 1.002), []),
     "noise on the input": (lambda: Around(before=lambda x: x + 0.1 * torch.randn_like(x)), ["random"]),
     "a trace of noise": (lambda: Around(lambda logits: logits + 1e-4 * torch.randn_like(logits)), ["random"]),
@@ -384,9 +386,13 @@ FILES = {
             def forward(self, x):
                 return self.scale * self.fc(x.flatten(1))
 
+        class Same(nn.Module):
+            def forward(self, x):
+                return x
+
         def make():
             print("another note")
-            return Net().eval()
+            return nn.Sequential(Same(), Net()).eval()
 
         def nothing():
             pass

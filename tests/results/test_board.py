@@ -22,9 +22,8 @@ SMALL, LARGE = question(eps="1/10"), question(eps="3/10")
 
 def test_a_smaller_sets_witness_counts_and_nothing_else_does(tmp_path: Path) -> None:
     with filled(tmp_path, SMALL, LARGE) as store:
-        store.add_chunk(
-            SMALL.key, [verdict(i, s) for i, s in enumerate(["broken", "survived", "error", "misclassified", "broken", "broken"])], []
-        )
+        small = ["broken", "survived", "error", "misclassified", "broken", "broken", "survived"]
+        store.add_chunk(SMALL.key, [verdict(i, status) for i, status in enumerate(small)], [])
         large = ["survived", "survived", "survived", "survived", "error"]
         store.add_chunk(LARGE.key, [verdict(i, status) for i, status in enumerate(large)], [])
         assert joined(store, LARGE.key) == {0: "broken", 1: "survived", 2: "survived", 3: "misclassified", 4: "broken", 5: "broken"}

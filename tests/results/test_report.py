@@ -195,13 +195,13 @@ def test_certificates_join_their_own_set_only(tmp_path: Path) -> None:
 
 def test_an_alarm_is_loud(tmp_path: Path) -> None:
     with filled(tmp_path, LINF, PROOF, n=2) as store:
-        store.add_chunk(LINF.key, [verdict(0), broken(1)], [])
-        store.add_chunk(PROOF.key, [verdict(0, "certified"), verdict(1, "certified")], [])
+        store.add_chunk(LINF.key, [verdict(0), broken(1), broken(2)], [])  # 2 lies outside the slice
+        store.add_chunk(PROOF.key, [verdict(i, "certified") for i in range(3)], [])
         report = run_report(store, "r1")
     assert report["alarm"] is True
     assert [w["code"] for w in report["warnings"]] == ["alarm"]
     assert "example 1" in report["warnings"][0]["text"]
-    assert [v["status"] for v in report["verdicts"]] == ["certified", "broken"]
+    assert [(v["status"], v["attack"]) for v in report["verdicts"]] == [("certified", None), ("broken", "apgd")]
 
 
 def test_the_page_of_the_run(store: Store) -> None:

@@ -24,9 +24,10 @@ GRID = (31, 5, 5)  # angles, horizontal and vertical shifts: 775 points, all cou
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """The context: the clean images and the limits of θ, the same for every row."""
+    """The context: the clean images, the same on a canvas whose sides are powers of two, and the limits of θ, one for every row."""
 
     x: Float[Tensor, "rows c h w"]
+    canvas: Float[Tensor, "rows c tall wide"]  # grid_sample's coordinates of whole pixels are exact there: a turn by 0 is no blur
     limits: Float[Tensor, "rows 3"]
 
 
@@ -71,7 +72,9 @@ class RotationTranslation:
 
     def context(self, x: Images, row: Row) -> Canvas:
         shift = float(self.shift)
-        return Canvas(x, x.new_tensor([float(self.degrees), shift, shift]).repeat(x.shape[0], 1))
+        above, below, left, right = *_margins(x.shape[2]), *_margins(x.shape[3])
+        canvas = functional.pad(x, (left, right, above, below))
+        return Canvas(x, canvas, x.new_tensor([float(self.degrees), shift, shift]).repeat(x.shape[0], 1))
 
     def start(self, ctx: Canvas, row: Row) -> Thetas:
         """Uniform over the box."""
@@ -100,8 +103,10 @@ class RotationTranslation:
         py = down[None, :, None] - theta[:, 2, None, None]
         angle = theta[:, 0, None, None] * (math.pi / 180)
         cos, sin = angle.cos(), angle.sin()
-        grid = torch.stack([(cos * px + sin * py) * (2 / width), (cos * py - sin * px) * (2 / height)], dim=-1)
-        return functional.grid_sample(ctx.x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        tall, wide = ctx.canvas.shape[2:]
+        off = [(size - canvas + 2 * _margins(size)[0]) / canvas for size, canvas in ((width, wide), (height, tall))]  # of the two centres
+        grid = torch.stack([(cos * px + sin * py) * (2 / wide) + off[0], (cos * py - sin * px) * (2 / tall) + off[1]], dim=-1)
+        return functional.grid_sample(ctx.canvas, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     def points(self, ctx: Canvas) -> Float[Tensor, "k 3"]:
         """The finite set that stands for the ball: the 775-member grid, the identity first, then outwards by gauge."""
@@ -109,3 +114,9 @@ class RotationTranslation:
         unit = torch.cartesian_prod(*axes)
         order = unit.abs().amax(1).argsort(stable=True)
         return unit[order].to(ctx.x) * ctx.limits[0]
+
+
+def _margins(size: int) -> tuple[int, int]:
+    """What a side lacks to the next power of two, before and behind."""
+    lacking = (1 << (size - 1).bit_length()) - size
+    return lacking // 2, lacking - lacking // 2

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 from rbench_core.errors import SpecError
 
@@ -22,7 +22,7 @@ class Exact(Fraction):
     __slots__ = ("text",)
     text: str
 
-    def __new__(cls, value: Any, _denominator: Any = None) -> Self:
+    def __new__(cls, value: Any, _denominator: Any = None) -> Exact:  # not Self: beartype's hook refuses it here
         if isinstance(value, cls) and _denominator is None:
             return value
         text = _written(value)
@@ -40,7 +40,7 @@ class Exact(Fraction):
 
     __repr__ = __str__
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:  # Fraction's own would lose the text
+    def __reduce__(self) -> tuple[type[Exact], tuple[str]]:  # Fraction's own would lose the text
         return type(self), (self.text,)
 
 

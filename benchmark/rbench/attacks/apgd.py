@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rbench.attacks import losses
+from rbench.attacks import losses, tree
 from rbench.attacks.noise import Row
 from rbench.attacks.pgd import check
 from rbench.attacks.protocol import Phase, Seen
@@ -81,9 +81,9 @@ class APGD:
         shorter = (state.interval - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))
         interval = torch.where(due, shorter, state.interval)
         here, grad = _back_to_best(state, seen, halve)
-        aim = space.project(ctx, here + size[:, None] * space.steepest(ctx, grad))
+        aim = space.project(ctx, torch.addcmul(here, size[:, None], space.steepest(ctx, grad)))
         share = torch.where(row.step == 0, 1.0, 0.75)[:, None]
-        there = space.project(ctx, here + share * (aim - here) + (1 - share) * (here - state.before))
+        there = space.project(ctx, torch.addcmul(here.lerp(aim, share), 1 - share, here - state.before))
         return Climb(
             there,
             here,
@@ -166,15 +166,15 @@ class APGDSparse:
     def step(self, space: PerturbationSet, ctx: Context, row: Row, state: SparseClimb, seen: Seen, phase: int) -> SparseClimb:
         assert seen.grad is not None
         better = seen.loss > state.best_loss
-        best = torch.where(better[:, None], state.theta, state.best)
-        best_grad = torch.where(better[:, None], seen.grad, state.best_grad)
+        best = tree.pick(better, state.theta, state.best)
+        best_grad = tree.pick(better, seen.grad, state.best_grad)
         due = state.until <= 1
         moved = (best != 0).sum(1).float()
         sparser = due & (moved < 0.95 * state.support)
         size = torch.where(sparser, 1.0, torch.where(due, (state.size / 1.5).clamp_min(0.1), state.size))
         share = torch.where(due, moved / (1.5 * best.shape[1]), state.share)
-        here = torch.where(sparser[:, None], best, state.theta)
-        grad = space.free(ctx, here, torch.where(sparser[:, None], best_grad, seen.grad))  # type: ignore[attr-defined]  # "sparse"
+        here = tree.pick(sparser, best, state.theta)
+        grad = space.free(ctx, here, tree.pick(sparser, best_grad, seen.grad))  # type: ignore[attr-defined]  # "sparse"
         there = space.project(ctx, here + size[:, None] * space.steepest(ctx, grad, share))
         return SparseClimb(
             there,
@@ -216,8 +216,8 @@ def _noted(state: Climb, seen: Seen) -> Climb:
     return Climb(
         state.theta,
         state.before,
-        torch.where(better[:, None], state.theta, state.best),
-        torch.where(better[:, None], seen.grad, state.best_grad),
+        tree.pick(better, state.theta, state.best),
+        tree.pick(better, seen.grad, state.best_grad),
         best_loss=torch.maximum(seen.loss, state.best_loss),
         loss=seen.loss,
         checked_loss=state.checked_loss,
@@ -232,4 +232,4 @@ def _noted(state: Climb, seen: Seen) -> Climb:
 def _back_to_best(state: Climb, seen: Seen, halve: Bool[Tensor, " rows"]) -> tuple[Thetas, Thetas]:
     """Where the next step starts and along which gradient: the best place for rows that were halved."""
     assert seen.grad is not None
-    return torch.where(halve[:, None], state.best, state.theta), torch.where(halve[:, None], state.best_grad, seen.grad)
+    return tree.pick(halve, state.best, state.theta), tree.pick(halve, state.best_grad, seen.grad)

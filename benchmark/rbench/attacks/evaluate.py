@@ -58,7 +58,7 @@ def look(model: Model, space: PerturbationSet, attack: Attack, ctx: Context, row
             loss = attack.loss(logits, row)
             (grad,) = gradient(loss, asked)
         logits, loss = logits.detach(), loss.detach()
-    inside = torch.ones_like(loss, dtype=torch.bool) if attack.stays_inside else space.excess(ctx, theta) <= 0
+    inside = None if attack.stays_inside else space.excess(ctx, theta) <= 0
     return Seen(logits, margin(logits, row.label), loss, inside, grad)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rbench.attacks.foolbox_classes import ONE_ROW, STARTS, Argument, kind_of, parameters, starts, typed
-from rbench.attacks.sealed import library, origin, raised_inside, reported, reseed, sealed
+from rbench.attacks.sealed import library, origin, raised_inside, reported, sealed
 from rbench_core.errors import Failure, ModelError, SpecError, UsageError
 from rbench_threats.protocol import PerturbationSet
 from rbench_threats.spec import Call, Exact, Value, whole, written
@@ -201,7 +201,6 @@ class Foolbox:
             while waiting:
                 rows = waiting.pop(0)
                 try:
-                    reseed(seed)
                     images[rows] = _alike(self._run(net, space, x[rows], label[rows]), x[rows], self)
                 except ONE_ROW.get(self.attack_name, ()) as error:
                     if not raised_inside(error) or origin(error).name == "criteria.py":  # there it asserts one row of logits per label

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rbench.attacks import tree
 from rbench.attacks.evaluate import Model, Passes, look
 from rbench.attacks.noise import Row, row_keys
 from rbench.attacks.protocol import Attack
@@ -37,8 +38,10 @@ def lockstep(
         for phase, kind in enumerate(attack.cycle):
             theta = attack.ask(state)
             seen = look(model, space, attack, ctx, row, theta, kind, passes)
-            better = seen.inside & (seen.loss > best_loss)
-            best, best_loss = torch.where(better[:, None], theta, best), torch.where(better, seen.loss, best_loss)
+            better = seen.loss > best_loss
+            if seen.inside is not None:
+                better &= seen.inside
+            best, best_loss = tree.pick(better, theta, best), torch.where(better, seen.loss, best_loss)
             state = attack.step(space, ctx, row, state, seen, phase)
         row = row._replace(step=row.step + 1)
     return space.render(ctx, best).detach()

@@ -25,8 +25,8 @@ class Row(NamedTuple):
     step: Int[Tensor, " rows"]  # cycles done
 
     def uniform(self, n: int, stream: int) -> Float[Tensor, "rows n"]:
-        """In (0, 1), 24 bits; the same for a row wherever and beside whomever it runs."""
-        return (_hashed(self.key, self.step, stream, n) >> 8).float().add_(0.5).mul_(2.0**-24)
+        """In (0, 1), 23 bits (with 24 the largest would round to 1); the same for a row wherever and beside whomever it runs."""
+        return (_hashed(self.key, self.step, stream, n) >> 9).float().add_(0.5).mul_(2.0**-23)
 
     def normal(self, n: int, stream: int) -> Float[Tensor, "rows n"]:
         """Standard normal (Box and Muller 1958)."""

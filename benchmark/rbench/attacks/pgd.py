@@ -123,12 +123,13 @@ class SlideState:
 class TopK:
     """PGD for a set that bounds how many pixels change (Croce & Hein 2019, sec. 4): a step of l2 length `rate`, then the nearest point.
 
-    The step shrinks linearly to a tenth, so that the support can wander early and settles late.
+    The step shrinks linearly to a tenth, so that the support can wander early and settles late. Of rates 2, 4, 8, 16 and 32, 8 broke most on
+    a small linf-trained MNIST net at 16 pixels, with either loss: nearly twice as many as 2.
     """
 
     steps: int = 100
-    rate: float = 2.0
-    loss_name: str = "margin"
+    rate: float = 8.0
+    loss_name: str = "ce"
     restarts: int = 1
 
     name: ClassVar[str] = "topk"

@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     logits: Float[Tensor, "rows classes"]
     margin: Float[Tensor, " rows"]  # logit of the label − best other; negative = fallen
     loss: Float[Tensor, " rows"]
-    inside: Bool[Tensor, " rows"]
+    inside: Bool[Tensor, " rows"] | None  # None where the attack stays inside by itself
     grad: Float[Tensor, "rows p"] | None  # d loss / d θ; None in a "logits" phase
 
 

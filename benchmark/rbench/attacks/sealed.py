@@ -58,11 +58,11 @@ def library(name: str) -> Any:
 def sealed(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
     """Run a library on the model: every generator starts from seed, and all that the block touches globally is put back."""
     with silent(), _trace_kept(), _frozen(model), _generators_kept(device), torch.enable_grad():
-        reseed(seed)
+        _seed(seed)
         yield
 
 
-def reseed(seed: int) -> None:
+def _seed(seed: int) -> None:
     """Start the generators of torch, NumPy and Python from one number."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -75,24 +75,28 @@ def silent() -> Iterator[None]:
     root, loggers = logging.getLogger(), [logging.getLogger(name) for name in LOGGERS]
     # logging.info() calls basicConfig() on a root logger without handlers: the handler that Python falls back to stands in
     stand_in = None if root.handlers else logging.lastResort or logging.NullHandler()
+    mute = _Mute()
     with warnings.catch_warnings():
         for message, category in KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", message, category)
         if stand_in is not None:
             root.addHandler(stand_in)
         for logger in loggers:
-            logger.addFilter(_heard)
+            logger.addFilter(mute)
         try:
             yield
         finally:
             for logger in loggers:
-                logger.removeFilter(_heard)
+                logger.removeFilter(mute)
             if stand_in is not None:
                 root.removeHandler(stand_in)
 
 
-def _heard(record: logging.LogRecord) -> bool:
-    return LIBRARIES.isdisjoint(Path(record.pathname).parts)
+class _Mute(logging.Filter):
+    """Drops what code of the libraries logs. One object per block: logging keeps a filter once, and an inner block would take it away."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return LIBRARIES.isdisjoint(Path(record.pathname).parts)
 
 
 @contextmanager
@@ -124,7 +128,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 def _generators_kept(device: torch.device) -> Iterator[None]:
     python, numpy_ = random.getstate(), np.random.get_state()
     # manual_seed seeds every CUDA device, and pyautoattack the current one: so all are kept, and the current one is the model's
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         try:
             yield

@@ -80,7 +80,13 @@ class Slots:
     state: State
     margin: Float[Tensor, " width"]
     theta: Float[Tensor, "width p"]
+    bad: Bool[Tensor, " width"]  # the model returned NaN or infinity
+    lived: Int[Tensor, " width"]  # looks while alive
+    falls_at: Float[Tensor, " width"]  # margins below this are falls
     taken: list[bool] = field(default_factory=list)  # host: the slot holds a row that is not filed yet
+
+
+PER_SLOT = ("position", "alive", "ctx", "state", "margin", "theta", "bad", "lived", "falls_at")
 
 
 def width_for(tasks: int, width: int) -> int:
@@ -115,7 +121,6 @@ class Search:
         self.contexts = contexts if contexts is not None else self._contexts(spec, seed)
         self.fallen = torch.zeros(len(examples), device=self.device)
         self.passes, self.served, self.filed = Passes(), 0, 0
-        self._useful = torch.zeros((), dtype=torch.long, device=self.device)
         self._flags: list[tuple[Tensor, torch.cuda.Event]] = []
 
     def run(self) -> Best:
@@ -124,25 +129,26 @@ class Search:
         self.best = self._nothing(slots)
         while any(slots.taken):
             for phase, kind in enumerate(self.attack.cycle):
-                self._useful += slots.alive.sum()
                 seen = look(self.model, self.space, self.attack, slots.ctx, slots.row, self.attack.ask(slots.state), kind, self.passes)
                 self._note(slots, seen)
                 slots.state = self.attack.step(self.space, slots.ctx, slots.row, slots.state, seen, phase)
             slots.row = slots.row._replace(step=slots.row.step + 1)
             slots.alive &= self.attack.goes_on(slots.state, slots.row)
             slots = self._refill(slots)
-        self.passes.useful = int(self._useful)
         return self.best
 
     def _note(self, slots: Slots, seen: Seen) -> None:
         """Keep the smallest margin inside; a fall or a number that is none ends the row and, for a fall, its example's other rows."""
-        bad = slots.alive & ~seen.logits.isfinite().all(1)
-        better = slots.alive & seen.inside & (seen.margin < slots.margin) & ~bad
+        slots.lived += slots.alive
+        sound = seen.margin.isfinite()  # NaN anywhere, or an infinity that decides
+        slots.bad |= slots.alive & ~sound
+        better = slots.alive & sound & (seen.margin < slots.margin)
+        if seen.inside is not None:
+            better &= seen.inside
         slots.margin = torch.where(better, seen.margin, slots.margin)
-        slots.theta = torch.where(better[:, None], self.attack.ask(slots.state), slots.theta)
-        fell = better & (seen.margin < -self.beyond[slots.position])
-        self.best.bad |= torch.zeros_like(self.fallen).index_add_(0, slots.position, bad.float()) > 0
-        slots.alive = slots.alive & ~fell & ~bad
+        slots.theta = tree.pick(better, self.attack.ask(slots.state), slots.theta)
+        fell = better & (seen.margin < slots.falls_at)
+        slots.alive = slots.alive & sound & ~fell
         if not self.alone:
             self.fallen.index_add_(0, slots.position, fell.float())
             slots.alive &= self.fallen[slots.position] == 0
@@ -187,16 +193,9 @@ class Search:
         alive = torch.arange(width, device=self.device) < len(tasks)
         theta = self.attack.ask(state)
         taken = [place < len(tasks) for place in range(width)]
-        return Slots(
-            row,
-            torch.from_numpy(position).to(self.device),
-            alive,
-            ctx,
-            state,
-            torch.full_like(theta[:, 0], torch.inf),
-            theta.clone(),
-            taken,
-        )
+        where = torch.from_numpy(position).to(self.device)
+        none = torch.full_like(theta[:, 0], torch.inf)
+        return Slots(row, where, alive, ctx, state, none, theta.clone(), ~alive & alive, torch.zeros_like(where), -self.beyond[where], taken)
 
     def _open(self) -> Slots:
         return self._fresh(self._next(self.width), self.width)
@@ -252,6 +251,8 @@ class Search:
             self.best.margin[keep], self.best.theta[keep] = found[wins], slots.theta[who]
             self.best.target[keep], self.best.restart[keep] = slots.row.target[who], slots.row.restart[who]
             self.best.fell[keep] |= found[wins] < -self.beyond[keep]
+        self.best.bad[position[slots.bad[rows]]] = True
+        self.passes.useful += int(slots.lived[rows].sum())
         self.filed += len(dead)
         if self.alone:
             self.fallen[position[margin < -self.beyond[position]]] = 1
@@ -262,7 +263,7 @@ class Search:
         fresh = self._fresh(tasks, width_for(len(tasks), self.width))
         where = torch.tensor(places, device=self.device)
         slots.row = Row(*(old.index_copy(0, where, new[: len(places)]) for old, new in zip(slots.row, fresh.row, strict=True)))
-        for name in ("position", "alive", "ctx", "state", "margin", "theta"):
+        for name in PER_SLOT:
             setattr(slots, name, tree.put(getattr(slots, name), where, getattr(fresh, name)))
         for place in places:
             slots.taken[place] = True
@@ -276,11 +277,10 @@ class Search:
         rows = padded(torch.tensor(busy, device=self.device), half)
         taken = [place < len(busy) for place in range(half)]
         row = Row(*(part.index_select(0, rows) for part in slots.row))
-        parts = (tree.take(part, rows) for part in (slots.position, slots.alive, slots.ctx, slots.state, slots.margin, slots.theta))
-        position, alive, ctx, state, margin, theta = parts
-        alive &= torch.tensor(taken, device=self.device)
+        parts = {name: tree.take(getattr(slots, name), rows) for name in PER_SLOT}
+        parts["alive"] &= torch.tensor(taken, device=self.device)
         self._flags.clear()
-        return Slots(row, position, alive, ctx, state, margin, theta, taken)
+        return Slots(row, **parts, taken=taken)
 
 
 def _apart(positions: list[int]) -> list[list[int]]:

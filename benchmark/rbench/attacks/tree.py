@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 T = TypeVar("T")
@@ -21,6 +21,11 @@ def mapped(function: Callable[..., Tensor], tree: T, *others: Any) -> T:
         raise TypeError(f"contexts and states are dataclasses of tensors, not {type(tree).__name__}")
     parts = {f.name: mapped(function, getattr(tree, f.name), *(getattr(other, f.name) for other in others)) for f in fields(tree)}
     return type(tree)(**parts)  # type: ignore[misc]
+
+
+def pick(rows: Bool[Tensor, " rows"], new: Float[Tensor, "rows p"], old: Float[Tensor, "rows p"]) -> Float[Tensor, "rows p"]:
+    """new where rows is True, else old, exactly; both finite. torch.where with a mask of one column takes three times as long."""
+    return old.lerp(new, rows.to(old.dtype)[:, None])
 
 
 def take(tree: T, rows: Int[Tensor, " k"]) -> T:

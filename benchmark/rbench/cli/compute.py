@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,11 @@ def count(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option("--dataset", metavar="D", help="A name from `rbench datasets`.  [default: the model's own]")
 @click.option("--data", type=FOLDER, metavar="DIR", help="Where the data lies.  [default: RBENCH_DATA, else the cache folder]")
 @click.option("--n", callback=count, metavar="N|all", help="How many examples, from the first.  [default: 500 for digits, else 1000]")
-@click.option("--plan", metavar="P", help="A name from `rbench plans`, or attacks in order.")
-@click.option("--certify", type=click.Choice(["auto", "none"]), default="auto", show_default=True, help="Prove what can be proved.")
+@click.option("--plan", metavar="P", help="A name from `rbench plans`, or a spec such as pgd(steps=40).  [default: apgd]")
+@click.option("--certify", type=click.Choice(["auto", "none"]), default="auto", show_default=True, help="auto: by a sound bound, if any.")
 @click.option("--seed", type=SEED, default=0, show_default=True, metavar="S", help="Where all randomness comes from.")
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="cpu, cuda, cuda:1.")
-@click.option("--width", type=click.IntRange(min=1), metavar="W", help="Rows per batch.  [default: by the image's size]")
+@click.option("--width", type=click.IntRange(min=1), metavar="W", help="Rows per batch: 16, 32, ... 2048.  [default: by the image's size]")
 @click.option("--full", is_flag=True, help="Ask every member of a union about every example, also the fallen ones.")
 @click.option("--witnesses", type=KEPT, default="all", show_default=True, help="Which adversarial examples to keep.")
 @click.option("--results", type=FOLDER, metavar="DIR", help="Database and site.  [default: RBENCH_RESULTS, else the user's data folder]")
@@ -43,7 +45,7 @@ def run(as_json: bool, **options: Any) -> int:
     """Evaluate a model under a threat, store the verdicts, rebuild the site."""
     from rbench.api import evaluate  # imports torch: only commands that compute pay for it
 
-    with stderr_progress() as progress:
+    with redirect_stdout(sys.stderr), stderr_progress() as progress:  # a model that prints: stdout is the result's
         report = evaluate(options.pop("model"), progress=progress, **options)
     click.echo(report.to_json() if as_json else report.to_table())
     return report.exit_code
@@ -51,13 +53,20 @@ def run(as_json: bool, **options: Any) -> int:
 
 @click.command()
 @click.argument("recipe")
-@click.option("--dataset", default="digits", show_default=True, metavar="D", help="A name from `rbench datasets`.")
+@click.option("--dataset", default="digits", show_default=True, metavar="D", help="A data set that the recipe is written for.")
+@click.option("--data", type=FOLDER, metavar="DIR", help="Where the data lies.  [default: RBENCH_DATA, else the cache folder]")
 @click.option("--seed", type=SEED, default=0, show_default=True, metavar="S", help="Initial weights, order of the images and noise.")
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="cpu, cuda, cuda:1.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="PATH", help="Where the weights go.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Where card, weights and log go.  [default: this folder]")
+@click.option("--name", metavar="NAME", help="The model's name.  [default: DATASET-RECIPE]")
 @click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="In place of the recipe's own number.")
 def train(recipe: str, **options: Any) -> None:
-    """Train a model by RECIPE; prints where the weights are."""
+    """Train a model by RECIPE: standard, linf-at, l2-at, l1-at or msd (docs/catalogues.md describes them).
+
+    Prints where the card is.
+
+    The same command again goes on after the last epoch that was finished. RBENCH_REGISTRY=DIR makes the model known by its name.
+    """
     from rbench.training.loop import train as follow
 
     with stderr_progress() as progress:

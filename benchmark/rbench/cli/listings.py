@@ -33,7 +33,7 @@ def threats(as_json: bool) -> None:
     """List the threats that have a name; `--threat` also takes a spec."""
     from rbench_threats.catalogue import listing
 
-    print_listing(listing(), ["name", "kind", "summary", "specs"], as_json=as_json)
+    print_listing(listing(), ["name", "summary", "specs"], as_json=as_json)
 
 
 @click.command()
@@ -51,7 +51,7 @@ def plans(as_json: bool) -> None:
     """List the attack plans."""
     from rbench.attacks.catalogue import listing
 
-    print_listing(listing(), ["name", "kind", "summary", "attacks"], as_json=as_json)
+    print_listing(listing(), ["name", "summary", "attacks"], as_json=as_json)
 
 
 @click.command()

@@ -25,15 +25,15 @@ def print_listing(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, as_
 
 
 def cell(value: object) -> str:
-    """A value as a person writes it; the unknown is a dash."""
+    """A value as a person writes it; the unknown is a dash. Words and pairs stand one to a line: specs hold commas."""
     if value is None:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{key}={cell(each)}" for key, each in value.items())
+        return "\n".join(f"{key}: {cell(each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(cell(each) for each in value)
+        return ("\n" if all(isinstance(each, str) for each in value) else ", ").join(cell(each) for each in value)
     return str(value)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from rbench_results.figures import Figure, certified, join, robust, tally
-from rbench_results.records import ModelRecord, RunRecord, VerdictRecord
+from rbench_results.records import ModelRecord, RunRecord
 from rbench_results.site import charts
 from rbench_results.site.facts import Facts, Group
 from rbench_results.site.words import digest_of, plural, span
@@ -43,6 +43,7 @@ class Row:
     clean: Figure | None
     passes: float | None  # forward + backward per image
     seconds: float
+    alarms: list[str]
     borrowed: int = 0  # images that fall only by a witness of another question
     rank: int | None = None
 
@@ -84,11 +85,15 @@ class Row:
     @property
     def flags(self) -> list[tuple[str, str]]:
         """(short, long): what a reader of the figure has to know: errors, the run's own warnings, what came from elsewhere."""
-        found = []
+        found = [("alarm", text) for text in self.alarms]
+        said = {warning.get("code", "warning"): warning.get("text", "") for warning in self.run.warnings}
+        reasons = said.pop("errors", "")
         if self.counts["error"]:
             images = plural(self.counts["error"], "image")
-            found.append((plural(self.counts["error"], "error"), f"No answer for {images}. They stay in n and count as not robust."))
-        found += [(_words(warning.get("code", "warning")), warning.get("text", "")) for warning in self.run.warnings]
+            found.append(
+                (plural(self.counts["error"], "error"), reasons or f"No answer for {images}. They stay in n and count as not robust.")
+            )
+        found += [(_words(code), text) for code, text in said.items()]
         if self.borrowed:
             images = plural(self.borrowed, "image")
             found.append(
@@ -134,24 +139,16 @@ def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) 
         first=run.first,
         n=run.n,
         members={spec: [answers.get(index) for index in indices] for spec, answers in known.items()},
-        clean=clean_figure([facts.within(key, run.first, run.n) for key in keys.values()], run.n),
+        clean=facts.clean(group, run.first, run.n),
         passes=sum(stage.forward + stage.backward for stage in stages) / images if stages and images else None,
         seconds=sum(stage.seconds for stage in stages),
+        alarms=[facts.alarms[key] for key in keys.values() if key in facts.alarms],
     )
     row.borrowed = sum(
         status == "broken" and join(answers.get(index) for answers in own.values()) != "broken"
         for index, status in zip(indices, row.statuses, strict=True)
     )
     return row
-
-
-def clean_figure(answers: Sequence[Sequence[VerdictRecord]], n: int) -> Figure | None:
-    """Clean accuracy over n images from the verdicts of several questions; None unless every image has one. No prediction is a wrong one."""
-    right: dict[int, bool] = {}
-    for verdicts in answers:
-        for verdict in verdicts:
-            right[verdict.index] = right.get(verdict.index, False) or verdict.clean == verdict.label
-    return Figure.of(sum(right.values()), n) if n and len(right) == n else None
 
 
 def packed(flags: Sequence[bool]) -> str:

@@ -40,7 +40,7 @@ def _draw(facts: Facts, folder: Folder) -> None:
     boards = boarding.boards(facts)
     all_runs = [runs.read(facts, run) for run in facts.runs]
     all_models = models.read(facts, boards, all_runs)
-    pages = Pages(folder, boards, all_runs)
+    pages = Pages(folder, boards, all_runs, facts.twins)
     for name in ("style.css", "site.js"):
         folder.write(name, (files(__package__) / "static" / name).read_bytes())
     pages.overview(facts, all_models)
@@ -56,10 +56,11 @@ def _draw(facts: Facts, folder: Folder) -> None:
 class Pages:
     """The templates and what every page shares; one method per kind of page writes the page and the data behind its tables."""
 
-    def __init__(self, folder: Folder, boards: Sequence[boarding.Board], all_runs: Sequence[runs.Run]) -> None:
+    def __init__(self, folder: Folder, boards: Sequence[boarding.Board], all_runs: Sequence[runs.Run], twins: frozenset[str]) -> None:
         self.folder, self.boards, self.runs = folder, boards, all_runs
         self.pictures = {run.record.id: run.pictures for run in all_runs}
         self.environment = environment()
+        self.environment.globals["twins"] = twins
         self.environment.globals["page_of_run"] = {run.record.id: run.page for run in all_runs}
         self.environment.globals["page_of_board"] = {(board.dataset.digest, board.spec): board for board in boards}
 

@@ -9,7 +9,7 @@ from math import sqrt
 from rbench_results.figures import wilson
 
 PARTS = ("certified", "survived", "broken", "misclassified", "error")  # of a bar, from the left
-LEFT, RIGHT, TOP, TALL, LOW = 44.0, 890.0, 26.0, 294.0, 174.0  # the flow chart's plane in a view box 1120 wide; two bottoms
+LEFT, RIGHT, TOP, TALL, LOW = 44.0, 850.0, 26.0, 294.0, 174.0  # the flow chart's plane in a view box 1120 wide; two bottoms
 APART = 14.0  # least distance of two labels
 NAMED = 5  # attacks named at the right edge; the rest is summed
 
@@ -101,19 +101,20 @@ class Flow:
         return f"{self.wrong} were misclassified, {fell} fell, {self.stood} survived after {self.total:.1f} passes per image."
 
 
-def flow(steps: Sequence[Step], n: int, bottom: float = TALL) -> Flow | None:
-    """The chart of a chain of attacks on n images; None where nothing was attacked."""
-    total = sum(step.passes for step in steps) / n if n else 0.0
-    if not steps or total <= 0 or steps[0].entered <= 0:
+def flow(steps: Sequence[Step], wrong: int, *, before: int = 0, bottom: float = TALL) -> Flow | None:
+    """The chart of a chain of attacks after a clean pass, which cost `before` and found `wrong`; None where nothing was attacked."""
+    if not steps or steps[0].entered <= 0 or not any(step.passes for step in steps):
         return None
+    n = wrong + steps[0].entered
+    total = (before + sum(step.passes for step in steps)) / n
 
     def y(images: float | int) -> float:
         return bottom - (bottom - TOP) * images / n
 
-    wrong, stood = n - steps[0].entered, steps[-1].entered - steps[-1].broken
+    stood = steps[-1].entered - steps[-1].broken
     labels = [Label(f"{wrong:,} misclassified", y(n - wrong / 2), 0.0, "t-soft")] if wrong else []
     labels += [*_fallen(steps, y), Label(f"{stood:,} survived", y(stood / 2), 0.0, "t-head")]
-    blocks, spent = [], 0.0
+    blocks, spent = [], before / n
     for step in steps:
         left, right = _x(spent, total), _x(spent + step.passes / n, total)
         blocks.append({"x": left, "w": right - left, "high": y(step.entered), "low": y(step.entered - step.broken)})

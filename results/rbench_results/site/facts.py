@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 
 from rbench_results.board import joined
+from rbench_results.figures import Alarm, Figure
 from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
 from rbench_results.site.words import set_label
 from rbench_results.store import Store
@@ -16,7 +17,7 @@ Group = tuple[str, str, str, str, int, str, str]
 
 
 class Remembering(Store):
-    """A view of a store that reads every question's rows once: reports, boards and pictures ask for the same ones. Closed with the store."""
+    """A view of a store that reads every question's rows once: reports, boards and pictures ask for the same. Closed with the store."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(store.folder, store._engine)
@@ -42,6 +43,8 @@ class Facts:
         self.datasets: dict[str, DatasetRecord] = {dataset.digest: dataset for dataset in store.datasets()}
         self.questions: dict[str, QuestionRecord] = {question.key: question for question in store.questions()}
         self._joined: dict[str, dict[int, str]] = {}
+        self.alarms: dict[str, str] = {}  # by question: a proof and a witness that contradict each other
+        self._clean: dict[tuple[Group, int, int], Figure | None] = {}
 
     def verdicts(self, key: str) -> list[VerdictRecord]:
         """Every verdict of a question, in the order of the index."""
@@ -54,7 +57,11 @@ class Facts:
     def joined(self, key: str) -> dict[int, str]:
         """What a board knows of a question: its verdicts and certificates, and the witnesses of all sets inside its own."""
         if key not in self._joined:
-            self._joined[key] = joined(self.store, key, *self._certificates(key))
+            try:
+                self._joined[key] = joined(self.store, key, *self._certificates(key))
+            except Alarm as alarm:  # the pages must stand all the same, and say it
+                self.alarms[key] = str(alarm)
+                self._joined[key] = {verdict.index: verdict.status for verdict in self.verdicts(key)}
         return self._joined[key]
 
     def _certificates(self, key: str) -> list[str]:
@@ -91,6 +98,22 @@ class Facts:
                 found[group_of(self.questions[key])][spec].append((run, key))
         return found
 
+    def clean(self, group: Group, first: int, n: int) -> Figure | None:
+        """Clean accuracy on a slice, from all that a group knows of its model; None unless every image has a verdict.
+
+        As in a report: no prediction is a wrong one, and so are two that differ.
+        """
+        if (group, first, n) not in self._clean:
+            keys = {key for asked in self.groups[group].values() for _, key in asked}
+            labels: dict[int, int] = {}
+            said: dict[int, set[int | None]] = defaultdict(set)
+            for verdict in (verdict for key in keys for verdict in self.within(key, first, n)):
+                labels[verdict.index] = verdict.label
+                said[verdict.index].add(verdict.clean)
+            right = sum(found - {None} == {labels[index]} for index, found in said.items())
+            self._clean[group, first, n] = Figure.of(right, n) if n and len(said) == n else None
+        return self._clean[group, first, n]
+
     def attacks(self, run: RunRecord) -> list[tuple[str, str]]:
         """(key, spec) of the sets that a run attacked, without its certificates."""
         return [(key, spec) for key, spec in run.questions if self.questions[key].kind == "attack"]
@@ -103,6 +126,12 @@ class Facts:
     def objective(self, run: RunRecord) -> str:
         """Whose label counts in a run; all its questions agree."""
         return next((self.questions[key].objective for key, _ in run.questions), "")
+
+    @cached_property
+    def twins(self) -> frozenset[str]:
+        """Names that several models have: pages add a digest to them."""
+        often = Counter(model.name for model in self.models.values())
+        return frozenset(name for name, models in often.items() if models > 1)
 
     def classes(self, dataset: str) -> Sequence[str]:
         """The names of a data set's classes; empty where it is not stored."""

@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +56,10 @@ class Folder:
         self.write(f"data/{name}.json", json_text({"rows": list(rows)} if data is None else data))
 
     def finish(self) -> None:
-        """The manifest of what stands now, then the end of stale files: in this order a killed build forgets nothing."""
-        stale = self.before - self.now
-        self._note(self.now | stale)
-        for name in sorted(stale):
+        """The end of stale files, then the manifest of what stands: in this order a build that is killed leaves them to the next one."""
+        for name in sorted(self.before - self.now):
             (self.root / name).unlink(missing_ok=True)
-        self._note(self.now)
-
-    def _note(self, names: Iterable[str]) -> None:
-        text = json.dumps({"files": sorted(names)}, indent=0) + "\n"
+        text = json.dumps({"files": sorted(self.now)}, indent=0) + "\n"
         path = self.root / MANIFEST
         if not path.exists() or path.read_text() != text:
             atomic_write(path, text)
@@ -73,7 +68,7 @@ class Folder:
 def _manifest(root: Path) -> list[str]:
     try:
         names = json.loads((root / MANIFEST).read_text())["files"]
-        return [name for name in names if OURS.fullmatch(name)]
+        return [name for name in names if isinstance(name, str) and OURS.fullmatch(name)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -86,8 +81,13 @@ def alone(root: Path) -> Iterator[None]:
     except ImportError:  # Windows: every file is still whole; only the order of two builders is open
         yield
         return
-    with (root / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    try:
+        stream = (root / ".lock").open("w")
+    except OSError as error:
+        raise FileError(f"cannot write to {root}: {reason(error)}", fix="Choose another folder with --results.") from error
+    with stream:
+        with suppress(OSError):  # a file system without locks: as above
+            fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
 

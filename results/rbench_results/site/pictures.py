@@ -24,6 +24,7 @@ BRIGHTER, DARKER = (209, 100, 28), (11, 87, 148)  # the style sheet's orange and
 TILES = 3
 
 Image = NDArray[np.float32]  # (C, H, W) in [0, 1]
+Pair = tuple[Image, Image]  # clean, adversarial
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _varied(verdicts: Sequence[VerdictRecord]) -> list[VerdictRecord]:
 def draw(folder: Path, chosen: Sequence[tuple[str, VerdictRecord]], name: str) -> tuple[list[Picture], bytes | None]:
     """The sheet NAME as a PNG, and what is on it. A witness file that is gone or damaged leaves its pictures out."""
     pairs = _read(folder, [verdict for _, verdict in chosen])
-    shown = [(spec, v, pairs[v.index, v.witness]) for spec, v in chosen if (v.index, v.witness) in pairs]
+    shown = [(spec, v, pair) for (spec, v), pair in zip(chosen, pairs, strict=True) if pair is not None]
     if not shown:
         return [], None
     height, width = shown[0][2][0].shape[1:]
@@ -76,20 +77,19 @@ def draw(folder: Path, chosen: Sequence[tuple[str, VerdictRecord]], name: str) -
     return pictures, _png(np.concatenate([tiles(*pair) for _, _, pair in shown]))
 
 
-def _read(folder: Path, verdicts: Sequence[VerdictRecord]) -> dict[tuple[int, str | None], tuple[Image, Image]]:
-    """(index, file) -> clean and adversarial image; every file is opened once and only the rows that are shown are read."""
-    wanted: dict[str, list[VerdictRecord]] = defaultdict(list)
-    for verdict in verdicts:
-        wanted[str(verdict.witness)].append(verdict)
-    found: dict[tuple[int, str | None], tuple[Image, Image]] = {}
-    for file, rows in wanted.items():
-        for verdict, pair in zip(rows, _rows(folder, file, rows), strict=False):
-            if pair is not None:
-                found[verdict.index, verdict.witness] = pair
+def _read(folder: Path, verdicts: Sequence[VerdictRecord]) -> list[Pair | None]:
+    """Clean and adversarial image of every verdict; each file is opened once and only the rows that are shown are read."""
+    wanted: dict[str, list[int]] = defaultdict(list)
+    for place, verdict in enumerate(verdicts):
+        wanted[str(verdict.witness)].append(place)
+    found: list[Pair | None] = [None] * len(verdicts)
+    for file, places in wanted.items():
+        for place, pair in zip(places, _rows(folder, file, [verdicts[place] for place in places]), strict=False):
+            found[place] = pair
     return found
 
 
-def _rows(folder: Path, file: str, verdicts: Sequence[VerdictRecord]) -> list[tuple[Image, Image] | None]:
+def _rows(folder: Path, file: str, verdicts: Sequence[VerdictRecord]) -> list[Pair | None]:
     from safetensors import SafetensorError, safe_open
 
     path = (folder / file).resolve()
@@ -103,7 +103,7 @@ def _rows(folder: Path, file: str, verdicts: Sequence[VerdictRecord]) -> list[tu
         return []
 
 
-def _pair(index: NDArray[np.int64], x: Any, x_adv: Any, verdict: VerdictRecord) -> tuple[Image, Image] | None:  # x: slices of the open file
+def _pair(index: NDArray[np.int64], x: Any, x_adv: Any, verdict: VerdictRecord) -> Pair | None:  # x: slices of the open file
     """The verdict's row, if the file agrees that it is this example's and holds images there."""
     row = verdict.row
     if row is None or not 0 <= row < len(index) or index[row] != verdict.index:
@@ -115,12 +115,12 @@ def _pair(index: NDArray[np.int64], x: Any, x_adv: Any, verdict: VerdictRecord) 
 
 
 def magnification(x: Image, x_adv: Image) -> float:
-    """How much the difference is magnified: the furthest value gets full colour. Two significant digits, rounded down, as captions say."""
+    """How much the difference is magnified: the furthest value gets full colour. Two significant digits, rounded down."""
     furthest = float(np.abs(difference(x, x_adv)).max())
     if furthest <= 0:
         return 1.0
     unit = 10.0 ** (np.floor(np.log10(1 / furthest)) - 1)
-    return float(f"{np.floor(1 / furthest / unit + 1e-6) * unit:.6g}")
+    return float(f"{np.floor(1 / furthest / unit + 0.01) * unit:.6g}")
 
 
 def difference(x: Image, x_adv: Image) -> NDArray[np.float32]:

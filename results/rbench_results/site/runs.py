@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from rbench_results.records import RunRecord, VerdictRecord
@@ -14,6 +15,7 @@ from rbench_results.site import charts, pictures
 from rbench_results.site.facts import Facts
 from rbench_results.site.words import count, duration, plural, slug, span
 
+CLEAN_PASS = 0  # the position of the pass over the clean images; attacks of a plan count from 1
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -63,6 +65,7 @@ def read(facts: Facts, run: RunRecord) -> Run:
     answers = {spec: facts.within(key, run.first, run.n) for key, spec in facts.attacks(run)}
     shown, sheet = pictures.draw(facts.store.folder, pictures.choose(answers), f"img/run-{name}.png")
     labels = {spec: facts.label(key) for key, spec in run.questions}
+    steps = _steps(report, labels)
     report["site"] = f"run-{name}.html"  # a site is read elsewhere than it was built: no path of this machine
     return Run(
         record=run,
@@ -72,8 +75,8 @@ def read(facts: Facts, run: RunRecord) -> Run:
         classes=facts.classes(run.dataset),
         pictures=shown,
         sheet=sheet,
-        flows=_flows(facts, run, report, labels),
-        steps=_steps(report, labels),
+        flows=_flows(facts, run, steps, labels),
+        steps=steps,
         from_others=_origin(run, answers),
     )
 
@@ -84,32 +87,37 @@ def _origin(run: RunRecord, answers: dict[str, list[VerdictRecord]]) -> dict[str
 
 
 def _steps(report: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
-    """The attacks as they worked: members by how many images they were asked about, within a member the plan's order."""
-    first = {stage["spec"]: stage["entered"] for stage in reversed(report["stages"])}
+    """The attacks as they worked: the clean pass, members by how many images they were asked about, within a member the plan's order."""
+    attacks = [stage for stage in report["stages"] if stage["position"] != CLEAN_PASS]
+    first = {stage["spec"]: stage["entered"] for stage in reversed(attacks)}
     order = {spec: at for at, spec in enumerate(labels)}
-    stages = sorted(report["stages"], key=lambda stage: (-first[stage["spec"]], order.get(stage["spec"], 0), stage["position"]))
-    return [{**stage, "member": labels.get(stage["spec"], stage["spec"]), **_worth(stage)} for stage in stages]
+    attacks.sort(key=lambda stage: (-first[stage["spec"]], order.get(stage["spec"], 0), stage["position"]))
+    clean = [stage for stage in report["stages"] if stage["position"] == CLEAN_PASS]
+    return [{**stage, "member": "all" if stage in clean else labels[stage["spec"]], **_worth(stage)} for stage in clean + attacks]
 
 
 def _worth(stage: dict[str, Any]) -> dict[str, Any]:
     spent = stage["forward"] + stage["backward"]
-    price = spent / stage["broken"] if stage["broken"] else None
-    return {"standing": stage["entered"] - stage["broken"], "passes": spent, "price": price}
+    return {
+        "standing": stage["entered"] - stage["broken"] if stage["position"] != CLEAN_PASS else None,
+        "passes": spent,
+        "price": spent / stage["broken"] if stage["broken"] else None,
+    }
 
 
-def _flows(facts: Facts, run: RunRecord, report: dict[str, Any], labels: dict[str, str]) -> list[tuple[str, charts.Flow]]:
+def _flows(facts: Facts, run: RunRecord, steps: Sequence[dict[str, Any]], labels: dict[str, str]) -> list[tuple[str, charts.Flow]]:
     """One chart for a chain of members that skip what already fell; one per member where each was asked about every image."""
-    steps = _steps(report, labels)
-    by_member = {spec: [step for step in steps if step["spec"] == spec] for spec in dict.fromkeys(step["spec"] for step in steps)}
-    asked = {spec: facts.verdicts(key) for key, spec in facts.attacks(run)}
-    chained = all(before["standing"] >= after["entered"] for before, after in zip(steps, steps[1:], strict=False))
-    parts = [("", steps)] if (steps and chained) or len(by_member) == 1 else [(labels[spec], own) for spec, own in by_member.items()]
+    attacks = [step for step in steps if step["position"] != CLEAN_PASS]
+    before = sum(step["passes"] for step in steps if step["position"] == CLEAN_PASS)
+    chained = all(one["standing"] >= other["entered"] for one, other in pairwise(attacks))
+    specs = list(dict.fromkeys(step["spec"] for step in attacks))
+    parts = [("", specs)] if chained else [(labels[spec], [spec]) for spec in specs]
+    keys = {spec: key for key, spec in facts.attacks(run)}
     found = []
-    for title, own in parts:
-        verdicts = [verdict for spec in {step["spec"] for step in own} for verdict in asked.get(spec, [])]
-        wrong = {verdict.index for verdict in verdicts if verdict.status == "misclassified"}
-        bottom = charts.LOW if title else charts.TALL
-        chart = charts.flow([_step(step, title) for step in own], len(wrong) + own[0]["entered"], bottom)
+    for title, part in parts:
+        wrong = {v.index for spec in part for v in facts.verdicts(keys[spec]) if v.status == "misclassified"}
+        chain = [_step(step, title) for step in attacks if step["spec"] in part]
+        chart = charts.flow(chain, len(wrong), before=before, bottom=charts.LOW if title else charts.TALL)
         if chart:
             found.append((title, chart))
     return found

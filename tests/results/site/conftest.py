@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from results.site.synthetic import Site, fill
 
 from rbench_results.site.build import build_site
+from results.site.synthetic import Site, fill
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -38,7 +38,7 @@ def browser() -> Iterator[Browser]:
 def visit(browser: Browser, site: Site) -> Iterator[Any]:
     """visit(file, width=…, dark=…, script=…) -> the page; whatever it complains about or asks the network for fails the test."""
     trouble: list[str] = []
-    pages: list[Page] = []
+    contexts: list[BrowserContext] = []
 
     def opened(name: str, *, width: int = 1280, dark: bool = False, script: bool = True) -> Page:
         context = browser.new_context(
@@ -49,12 +49,15 @@ def visit(browser: Browser, site: Site) -> Iterator[Any]:
         page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
         page.on("dialog", lambda dialog: trouble.append(f"dialog: {dialog.message}"))
         page.on("requestfailed", lambda request: trouble.append(f"failed: {request.url}"))
-        page.on("request", lambda request: None if request.url.startswith(("file://", "data:")) else trouble.append(f"left the page: {request.url}"))
+        page.on(
+            "request",
+            lambda request: None if request.url.startswith(("file://", "data:")) else trouble.append(f"left the page: {request.url}"),
+        )
         page.goto(f"{site.root.as_uri()}/{name}")
-        pages.append(page)
+        contexts.append(context)
         return page
 
     yield opened
-    for page in pages:
-        page.context.close()
+    for context in contexts:
+        context.close()
     assert not trouble

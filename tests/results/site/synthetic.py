@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from rbench_results.figures import FALLEN
-from rbench_results.records import QuestionRecord, VerdictRecord
+from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord
 from rbench_results.store import Store
 from stored import dataset, digest, model, question, run, stage, verdict
 
@@ -80,11 +80,11 @@ class Maker:
         left_out: int = 0,
         **fields: Any,
     ) -> str:
-        """A union over the members in `holds` (family -> share that holds, under UNION's radii); `left_out` images are not answered at all."""
+        """A union over `holds` (family -> share that holds, at UNION's radii); the last `left_out` images are not answered."""
         self.runs += 1
         owner, id = digest(name), f"t{self.runs:03d}"
         n = n or len(self.images)
-        asked = [self.question(owner, family, UNION[family], plan=plan) for family in holds]
+        asked = [self.question(owner, family, UNION[family], plan=plan, seed=fields.get("seed", 0)) for family in holds]
         spec = f"union({', '.join(q.spec for q in asked)})" if len(asked) > 1 else asked[0].spec
         given = {
             "spec": spec,
@@ -110,7 +110,7 @@ class Maker:
             rows = [self._verdict(i, id, wrong=bool(wrong[i]), fell=fell[i], error=at == 0 and i < errors) for i in entered]
             rows = self._witnesses(one, id, rows)
             standing[[row.index for row in rows if row.status in FALLEN]] = False
-            self.store.add_chunk(one.key, rows, self._stages(one, id, rows))
+            self.store.add_chunk(one.key, rows, self._stages(one, id, rows, first=at == 0))
         if record.state != "running":
             self.store.finish_run(id, state=record.state, warnings=record.warnings, seconds=12.5)
         return id
@@ -149,15 +149,16 @@ class Maker:
         place = {row.index: at for at, row in enumerate(broken)}
         return [replace(row, witness=name, row=place[row.index]) if row.status == "broken" else row for row in rows]
 
-    def _stages(self, asked: QuestionRecord, id: str, rows: Sequence[VerdictRecord]) -> list[Any]:
+    def _stages(self, asked: QuestionRecord, id: str, rows: Sequence[VerdictRecord], *, first: bool) -> list[StageRecord]:
         entered = sum(row.status not in ("misclassified", "error") for row in rows)
         broken = sum(row.status == "broken" for row in rows)
         parts = [(entered, broken * 3 // 4), (entered - broken * 3 // 4, broken - broken * 3 // 4)]
         names = ("apgd-ce(steps=100)", "apgd-t(targets=9, steps=100)")
-        return [
+        clean = stage(asked, 0, run=id, attack="clean pass", entered=len(rows), forward=len(rows), seconds=0.1)
+        return [clean] * first + [
             stage(
                 asked,
-                at,
+                at + 1,
                 run=id,
                 attack=names[at],
                 entered=came,
