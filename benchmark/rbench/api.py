@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +31,7 @@ from rbench_results.store import Store
 from rbench_threats.catalogue import Threat, resolve
 
 DEFAULT_PLAN = "apgd"
+SEEDS = 2**63 - 1  # the largest, and the largest number that a database holds
 
 
 @runtime_checkable
@@ -77,6 +78,7 @@ def evaluate(
     if certify not in ("auto", "none"):
         raise UsageError(f"certify={certify!r}", expected="auto or none: no set has a certificate yet")
     known_policy(witnesses)
+    _check_seed(seed)
     found = find(model, name)
     named = dataset if isinstance(dataset, str) or dataset is not None else found.dataset
     if named is None:
@@ -85,12 +87,14 @@ def evaluate(
             expected="a data set",
             fix="Add --dataset NAME (`rbench datasets`) or dataset=(x, y).",
         )
-    chosen = resolve_plan(plan or DEFAULT_PLAN)
+    chosen = resolve_plan(DEFAULT_PLAN if plan is None else plan)
     label = named if isinstance(named, str) else "custom"
     asked_threat = resolve(threat, label, None if eps is None else str(eps))
     images, count = _data(named, n, chosen, data)
     for member in asked_threat.members:
         member.check(images.shape)
+        chosen.stages_for(member)
+    rows = _width(width, images, device)
     folder = Path(results).expanduser() if results is not None else results_folder()
     ready = attacked(found.module, name=found.name, dataset=images, device=device, source=found.source, title=found.title)
     with ready as wrapped, Store.open(folder) as store:  # only now: a request that is wrong leaves no trace
@@ -102,7 +106,7 @@ def evaluate(
             chosen,
             count,
             seed,
-            _width(width, images, device),
+            rows,
             full,
             witnesses,
             run,
@@ -125,7 +129,7 @@ def _data(named: Any, n: int | str | None, plan: Plan, root: Path | str | None) 
         load = wanted if wanted is None or plan.block is None else -(-wanted // plan.block) * plan.block
         found = sources.load(named, root=root, n=load)
     else:
-        found = sources.from_tensors(*named) if isinstance(named, tuple) else sources.from_loader(named)
+        found = _own(named)
         wanted = None if n in (None, "all") else _whole(n)
     count = found.size if wanted is None else wanted
     if count > found.size:
@@ -135,10 +139,25 @@ def _data(named: Any, n: int | str | None, plan: Plan, root: Path | str | None) 
     return found, count
 
 
+def _own(given: Any) -> Dataset:
+    """A user's own images: a pair of tensors, or whatever yields pairs."""
+    if isinstance(given, tuple) and len(given) == 2:
+        return sources.from_tensors(*given)
+    if isinstance(given, (tuple, Tensor)) or not isinstance(given, Iterable):
+        raise UsageError(f"dataset is {type(given).__name__}", expected="a name, a pair (x, y) or a DataLoader")
+    return sources.from_loader(given)
+
+
 def _whole(n: int | str | None) -> int:
-    if isinstance(n, bool) or not str(n).isdecimal() or int(str(n)) < 1:
-        raise UsageError(f"n={n!r}", expected="a whole number above 0, or all")
-    return int(str(n))
+    text = str(n)
+    if isinstance(n, bool) or not (text.isascii() and text.isdecimal() and int(text[:18])):
+        raise UsageError(f"n={text[:40]!r}", expected="a whole number above 0, or all")
+    return int(text[:18])  # no data set is that long
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= SEEDS:
+        raise UsageError(f"seed={seed}", expected=f"a whole number from 0 to {SEEDS}")
 
 
 def _width(width: int | None, images: Dataset, device: str) -> int:

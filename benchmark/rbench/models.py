@@ -210,6 +210,8 @@ def _device(device: str | torch.device) -> torch.device:
         target = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"device {str(device)!r}", expected="cpu, cuda or cuda:N") from error
+    if target.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {str(device)!r}", expected="cpu, cuda or cuda:N")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {str(device)!r}: torch sees no CUDA device here", fix="Take --device cpu.")
     return target

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rbench_core.files import results_folder
+from rbench_core.errors import FileError
+from rbench_core.files import reason, results_folder
 
 if TYPE_CHECKING:
     import pandas
@@ -83,7 +84,6 @@ class Report:
 
 def _adversarial(folder: Path, run: str) -> Adversarial:
     import torch
-    from safetensors.torch import load_file
 
     from rbench_results.store import Store
 
@@ -92,9 +92,9 @@ def _adversarial(folder: Path, run: str) -> Adversarial:
         rows = {}
         for key, spec in reversed(record.questions):
             rows.update({row.index: (row, spec) for row in store.verdicts(key, record.first, record.n) if row.witness is not None})
-    files = {row.witness: load_file(folder / str(row.witness)) for row, _ in rows.values()}
+    files = {name: _tensors(folder, name) for name in {str(row.witness) for row, _ in rows.values()}}
     chosen = [rows[index] for index in sorted(rows)]
-    pictures = [(files[row.witness]["x"][row.row or 0], files[row.witness]["x_adv"][row.row or 0]) for row, _ in chosen]
+    pictures = [tuple(files[str(row.witness)][part][row.row or 0] for part in ("x", "x_adv")) for row, _ in chosen]
     none = torch.empty(0)
     return Adversarial(
         torch.tensor([row.index for row, _ in chosen]),
@@ -104,3 +104,19 @@ def _adversarial(folder: Path, run: str) -> Adversarial:
         torch.stack([x_adv for _, x_adv in pictures]) if pictures else none,
         [spec for _, spec in chosen],
     )
+
+
+def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """One witness file. Raises FileError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = (folder / name).resolve()
+    try:
+        if not path.is_relative_to(folder.resolve()):  # a database may come from anybody
+            raise OSError("outside the folder of results")
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        what = reason(error) if isinstance(error, OSError) else str(error)
+        raise FileError(f"{path}: {what}", fix="The adversarial images of this chunk are lost; its verdicts are not.") from error
+    return tensors

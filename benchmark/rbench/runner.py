@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rbench.attacks.catalogue import Plan, Stage
 from rbench.attacks.evaluate import Passes, clean_logits
@@ -57,6 +57,26 @@ class Standing:
     stages: list[StageRecord] = field(default_factory=list)
 
 
+class Strict(nn.Module):
+    """A model held to what the probe saw: a batch without one row of `classes` numbers per image, or that ends the interpreter, has failed."""
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.model, self.classes = model, classes
+        self.training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raises whatever the model raises, ValueError for another shape."""
+        try:
+            logits: Tensor = self.model(x)
+        except SystemExit as stop:
+            raise RuntimeError(f"SystemExit: {stop}") from stop
+        if not isinstance(logits, Tensor) or logits.shape != (len(x), self.classes):
+            given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"an answer of {given} to {len(x)} images; expected {(len(x), self.classes)}")
+        return logits
+
+
 class Runner:
     """Answers the questions of one run. `warnings` is filled on the way."""
 
@@ -64,6 +84,7 @@ class Runner:
         self.asked, self.store = asked, store
         self.questions = [question(asked.model.digest, asked.data.digest, space, asked.plan, asked.seed) for space in asked.members]
         self.stages = [asked.plan.stages_for(space) for space in asked.members]
+        self.model = Strict(asked.model.module, asked.model.classes)
         self.warnings: list[dict[str, str]] = list(asked.model.warnings)
         self.clean: dict[int, Tensor | None] = {}
         self.clean_errors: dict[int, str] = {}
@@ -126,7 +147,7 @@ class Runner:
         if fresh:
             started, passes = time.perf_counter(), Passes()
             images = self.asked.data.x[torch.tensor(fresh)].to(self.asked.model.device)
-            logits, reasons = clean_logits(self.asked.model.module, images, self.asked.width, passes)
+            logits, reasons = clean_logits(self.model, images, self.asked.width, passes)
             self.clean.update(zip(fresh, logits, strict=True))
             self.clean_errors.update({fresh[place]: reason for place, reason in reasons.items()})
             self._cost(record, standing, 0, "clean pass", len(fresh), Outcome(passes=passes), time.perf_counter() - started)
@@ -147,7 +168,7 @@ class Runner:
         started, said = time.perf_counter(), f"{record.spec} · {stage.label}"
         closest = {place: standing.closest[index] for place, index in enumerate(still) if index in standing.closest}
         outcome = run_stage(
-            self.asked.model.module,
+            self.model,
             space,
             stage,
             self._examples(still),

@@ -53,8 +53,8 @@ class UnknownName(UsageError):
     """A name that no catalogue has; the line lists the nearest names, or all when there are few."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, fix: str | None = None) -> None:
-        names = sorted(known)
-        near = difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.45) or names[:8]
+        names = {each.lower(): each for each in sorted(known, reverse=True)}
+        near = [names[each] for each in difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.45)] or sorted(names.values())[:8]
         hint = f"one of: {', '.join(near)}" if near else None
         super().__init__(f"no {kind} named {name[:80]!r}", expected=hint, fix=fix)
 

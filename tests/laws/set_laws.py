@@ -97,8 +97,9 @@ def law_projection_is_nearest(given: Given, seed: int, scale: float) -> None:
         others = [far] if far is not None else [_exact(members(given, seed + turn)) * _exact(radius)[:, None] for turn in range(6)]
         for other in others:
             ahead = (gap * (other - _exact(found))).sum(1)
-            size = np.linalg.norm(gap, axis=1) * np.maximum(np.linalg.norm(other, axis=1), np.linalg.norm(_exact(found), axis=1))
-            assert (ahead <= 2e-5 * size + 1e-12).all(), f"a member lies nearer: {(ahead / (size + 1e-30)).max():.2e}"
+            reach = np.maximum(np.linalg.norm(other, axis=1), np.linalg.norm(_exact(found), axis=1))
+            rounding = 2e-5 * np.linalg.norm(gap, axis=1) + 2e-6 * np.linalg.norm(_exact(found), axis=1)  # of the gap
+            assert (ahead <= rounding * reach).all(), f"a member lies nearer: {(ahead / (rounding * reach + 1e-30)).max():.1f} roundings"
 
 
 def law_no_member_is_nearer(given: Given, seed: int, scale: float) -> None:

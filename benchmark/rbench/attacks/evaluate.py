@@ -105,7 +105,7 @@ def clean_logits(model: Model, x: Float[Tensor, "n c h w"], width: int, passes: 
         passes.forward += batch
         try:
             with torch.no_grad():
-                logits = called(model, x[padded(rows, batch).to(x.device)])
+                logits = called(model, x[padded(rows, batch).to(x.device)]).cpu()
         except OutOfMemory as error:
             pending = [(half, batch // 2) for half in rows.split(batch // 2)] + pending if batch > 16 else pending
             reasons.update({int(row): f"out of memory at {batch} rows: {error}" for row in rows} if batch <= 16 else {})

@@ -14,6 +14,7 @@ from rbench.attacks.losses import margin
 from rbench_threats.protocol import PIXEL_TOLERANCE, Context, PerturbationSet
 
 WIDTH = 64
+NOT_FINITE = "logits are not finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def _batch(
         if not e <= 0
         else "outside [0, 1]"
         if out
-        else "logits are not finite"
+        else NOT_FINITE
         if not ok
         else "the label still leads"
         for yes, e, out, ok in zip(

@@ -17,11 +17,13 @@ from rbench.attacks import tree
 from rbench.attacks.catalogue import Stage
 from rbench.attacks.evaluate import Crash, OutOfMemory, Passes, clean_logits
 from rbench.attacks.noise import Row, row_keys
-from rbench.attacks.referee import WIDTH, Judged, judge
+from rbench.attacks.referee import NOT_FINITE, WIDTH, Judged, judge
 from rbench.attacks.search import WIDTHS, Best, Examples, Search
 from rbench.attacks.warm import StartAt
+from rbench_core.errors import ModelError
 from rbench_threats.protocol import Context, PerturbationSet
 
+BAD = "the model returned NaN or infinity"
 REFUSALS = 3  # searches of an example whose claims the referee refuses
 
 Progress = Callable[[int, int], None]
@@ -78,7 +80,10 @@ def run_stage(
 ) -> Outcome:
     """Attack every example once more. closest: what earlier attacks of the plan saw, for a stage that starts from there."""
     if stage.foreign:
-        return _foreign(model, space, stage, examples, seed, width)
+        try:
+            return _foreign(model, space, stage, examples, seed, width)
+        except (Crash, OutOfMemory) as error:
+            raise ModelError(f"{stage.label}: {error}") from error
     if stage.start == "best" and len(closest) == len(examples):
         theta = torch.stack([closest[place][1] for place in range(len(examples))]).to(examples.x.device)
         space = StartAt(space, examples.index, theta)  # type: ignore[assignment]  # passes everything on
@@ -128,7 +133,7 @@ def _judged(
     best = search.run()
     outcome = Outcome(passes=search.passes, width=width)
     bad = best.bad.tolist()
-    outcome.errors = {place: "the model returned NaN or infinity" for place in range(len(examples)) if bad[place]}
+    outcome.errors = {place: BAD for place in range(len(examples)) if bad[place]}
     finite = best.margin.isfinite().tolist()
     outcome.closest = {place: (float(best.margin[place]), best.theta[place].cpu()) for place in range(len(examples)) if finite[place]}
     claims = [place for place, fell in enumerate(best.fell.tolist()) if fell]
@@ -139,7 +144,7 @@ def _judged(
         if judged.accepted[row]:
             outcome.witnesses[place] = _witness(judged, row, best.theta[place], int(best.target[place]), int(best.restart[place]))
         else:
-            outcome.refused[place] = judged.reason[row]
+            _refuse(outcome, place, judged.reason[row])
     if outcome.refused and again < REFUSALS:
         places = list(outcome.refused)
         rows = torch.tensor(places, device=beyond.device)
@@ -165,17 +170,17 @@ def _witness(judged: Judged, row: int, theta: Tensor, target: int, restart: int)
 
 def _foreign(model: nn.Module, space: PerturbationSet, stage: Stage, examples: Examples, seed: int, width: int) -> Outcome:
     """An attack of another library: it returns images, and the referee treats them as it treats ours."""
-    attack, counter = stage.attack, _Counter(model)
+    ctx, bad = plain_context(space, examples, seed), set[int]()
+    attack, counter = stage.attack, _Counter(model, lambda images: bad.update(_owners(space, ctx, examples, images)))
     images = attack.attack(counter, space, examples.x, examples.label, seed=seed, classes=examples.clean.shape[1])  # type: ignore[union-attr]
-    outcome = Outcome(passes=counter.passes, width=width)
+    outcome = Outcome(passes=counter.passes, width=width, errors=dict.fromkeys(sorted(bad), BAD))
     outcome.passes.useful = outcome.passes.forward
-    ctx = plain_context(space, examples, seed)
     theta = space.from_images(ctx, images.to(examples.x))  # type: ignore[attr-defined]  # the capability "additive"
     logits, reasons = clean_logits(model, images.to(examples.x).nan_to_num(), width, outcome.passes)
     outcome.errors.update(reasons)
     label = examples.label.tolist()
     said = [place for place, row in enumerate(logits) if row is not None]
-    outcome.errors.update({place: "the model returned NaN or infinity" for place in said if not bool(logits[place].isfinite().all())})  # type: ignore[union-attr]
+    outcome.errors.update({place: BAD for place in said if not bool(logits[place].isfinite().all())})  # type: ignore[union-attr]
     claims = [place for place in said if int(logits[place].argmax()) != label[place]]  # type: ignore[union-attr]
     if claims:
         rows = torch.tensor(claims, device=examples.label.device)
@@ -184,8 +189,25 @@ def _foreign(model: nn.Module, space: PerturbationSet, stage: Stage, examples: E
             if judged.accepted[row]:
                 outcome.witnesses[place] = _witness(judged, row, theta[place], -1, 0)
             else:
-                outcome.refused[place] = judged.reason[row]
+                _refuse(outcome, place, judged.reason[row])
     return outcome
+
+
+def _refuse(outcome: Outcome, place: int, reason: str) -> None:
+    """A claim refused: where the model gave the referee no numbers, the example has an error, for it must never pass as a survivor."""
+    if reason == NOT_FINITE:
+        outcome.errors[place] = BAD
+    else:
+        outcome.refused[place] = reason
+
+
+def _owners(space: PerturbationSet, ctx: Context, examples: Examples, images: Float[Tensor, "rows c h w"]) -> list[int]:
+    """The examples in whose sets the images lie. Of each image only the nearest example is asked: the one that it was made from."""
+    near = torch.cdist(images.flatten(1), examples.x.flatten(1)).argmin(1)
+    part = tree.take(ctx, near)
+    inside = space.excess(part, space.from_images(part, images)) <= 0  # type: ignore[attr-defined]  # the capability "additive"
+    found: list[int] = near[inside].unique().tolist()
+    return found
 
 
 def plain_context(space: PerturbationSet, examples: Examples, seed: int) -> Context:
@@ -197,17 +219,23 @@ def plain_context(space: PerturbationSet, examples: Examples, seed: int) -> Cont
 
 
 class _Counter(nn.Module):
-    """Counts the rows that a foreign attack sends through the model, forward and (by a hook on the logits) backward."""
+    """Counts the rows that a foreign attack sends through the model, forward and (by a hook on the logits) backward.
 
-    def __init__(self, model: nn.Module) -> None:
+    Images without a finite answer are handed to `bad`: the attack itself may well pass over them as not adversarial.
+    """
+
+    def __init__(self, model: nn.Module, bad: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self.model, self.passes = model, Passes()
+        self.model, self.passes, self.bad = model, Passes(), bad
         self.eval()
 
     def forward(self, images: Float[Tensor, "rows c h w"]) -> Tensor:
         """The model's logits, counted."""
         self.passes.forward += len(images)
         logits: Tensor = self.model(images)
+        sound = logits.detach().isfinite().all(1)
+        if not sound.all():
+            self.bad(images.detach()[~sound])
         if logits.requires_grad:
             logits.register_hook(self._backward)
         return logits

@@ -29,6 +29,9 @@ COMMANDS = {
 }
 """Command → module that defines a function of that name. The order is the help page's."""
 
+LONGEST = 1000
+"""Characters of an error's line."""
+
 # Warnings of dependencies that a user can do nothing about, by (message, module). Ours are never here.
 NOISE = (
     # foolbox 3.3.4 imports a name that scipy has moved; it still works with every scipy that we allow.
@@ -116,6 +119,9 @@ def _complain(line: str, code: int) -> int:
     """Print one line, whatever the message holds, and hand the exit code on. RBENCH_DEBUG shows where it came from."""
     if os.environ.get("RBENCH_DEBUG", "") not in ("", "0"):
         traceback.print_exc()
-    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(line.split()))
+    line = " ".join(line.split())
+    if len(line) > LONGEST:  # somebody pasted a file: what is wrong stands at the start, what to do at the end
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     click.echo(f"rbench: {printable}", err=True)
     return code

@@ -12,7 +12,7 @@ import click
 from rbench.cli.progress import stderr_progress
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-SEED = click.IntRange(min=0)
+SEED = click.IntRange(min=0, max=2**63 - 1)  # what a database holds
 KEPT = click.Choice(["all", "sample", "none"])
 
 

@@ -154,6 +154,8 @@ def from_loader(loader: Iterable[Any], name: str = "custom", classes: Sequence[s
             break
     if not rows:
         raise UsageError("the loader yields no images")
+    if len({tuple(part.shape[1:]) for part in xs}) > 1:
+        raise UsageError(f"the loader yields images of the shapes {sorted({tuple(part.shape[1:]) for part in xs})}", expected="one shape")
     shuffled = isinstance(getattr(loader, "sampler", None), torch.utils.data.RandomSampler)
     note = "read from a loader that shuffles: another call sees another order" if shuffled else None
     return from_tensors(torch.cat(xs)[:n], torch.cat(ys)[:n], name, classes, note)

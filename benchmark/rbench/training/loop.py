@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from rbench_zoo.recipe import Recipe, read_recipe
 Adversary = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Who wants to know how far it is."""
 
