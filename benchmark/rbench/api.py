@@ -31,6 +31,7 @@ from rbench_results.store import Store
 from rbench_threats.catalogue import Threat, resolve
 
 DEFAULT_PLAN = "apgd"
+SMALL = 1024  # values of an image
 SEEDS = 2**63 - 1  # the largest, and the largest number that a database holds
 
 
@@ -97,7 +98,7 @@ def evaluate(
     rows = _width(width, images, device)
     folder = Path(results).expanduser() if results is not None else results_folder()
     ready = attacked(found.module, name=found.name, dataset=images, device=device, source=found.source, title=found.title)
-    with ready as wrapped, Store.open(folder) as store:  # only now: a request that is wrong leaves no trace
+    with ready as wrapped, _threads(images, device), _opened(folder, chosen, wrapped) as store:
         run = _run_id(wrapped, asked_threat)
         asked = Asked(
             wrapped,
@@ -167,6 +168,29 @@ def _width(width: int | None, images: Dataset, device: str) -> int:
     if width not in WIDTHS:
         raise UsageError(f"width={width}", expected=f"one of: {', '.join(map(str, WIDTHS))}")
     return width
+
+
+@contextmanager
+def _threads(images: Dataset, device: str) -> Iterator[None]:
+    """One thread for small images on a CPU, unless OMP_NUM_THREADS says otherwise: their kernels are too short to share.
+
+    On a busy machine two threads that wait for each other took several times as long: docs/performance.md.
+    """
+    before = torch.get_num_threads()
+    if device.startswith("cpu") and images.x[0].numel() <= SMALL and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _opened(folder: Path, plan: Plan, model: Wrapped) -> Store:
+    """The store, opened only now: a request that is wrong leaves no trace. Raises UsageError, StoreError."""
+    for stage in plan.stages:
+        if stage.foreign and hasattr(stage.attack, "check"):
+            stage.attack.check(model.classes)
+    return Store.open(folder)
 
 
 def _run_id(wrapped: Wrapped, threat: Threat) -> str:

@@ -58,7 +58,7 @@ class Standing:
 
 
 class Strict(nn.Module):
-    """A model held to what the probe saw: a batch without one row of `classes` numbers per image, or that ends the interpreter, has failed."""
+    """A model held to what the probe saw: a batch fails that gets no row of `classes` numbers per image, or that ends the interpreter."""
 
     def __init__(self, model: nn.Module, classes: int) -> None:
         super().__init__()

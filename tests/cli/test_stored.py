@@ -48,6 +48,12 @@ def test_rbench_results_stands_in_for_the_option(results: Path) -> None:
     assert rbench("show", "latest", RBENCH_RESULTS=str(results)).returncode == 0
 
 
+def test_a_terminal_that_lacks_a_letter_shows_question_marks(results: Path) -> None:
+    done = rbench("show", "r1", "--results", str(results), PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "15.0 ? 85.0" in done.stdout  # an en dash elsewhere
+
+
 @pytest.mark.parametrize("args", [("show", "latest"), ("show", "latest", "--json"), ("site",)], ids=" ".join)
 def test_neither_loads_what_computes(args: tuple[str, ...], results: Path) -> None:
     assert not ROOMS_OF_OTHERS & watched(*args, "--results", str(results)).modules

@@ -65,7 +65,8 @@ def _serve() -> None:
         importlib.import_module(module)
     for line in sys.stdin:
         started = [_begin(order) for order in json.loads(line)]
-        print(json.dumps([_end(*child) for child in started]), flush=True)
+        sys.stdout.write(json.dumps([_end(*child) for child in started]) + "\n")
+        sys.stdout.flush()
 
 
 def _begin(order: dict[str, Any]) -> tuple[int, int, float, float | None]:
@@ -109,7 +110,7 @@ def _child(order: dict[str, Any]) -> int:
 
 
 def _booby_trap(call: str, k: int, when: str) -> None:
-    """Die at the k-th call of `package.module:name` (or `module:Class.name`), before or after it. `sql:TEXT`: after a statement with TEXT."""
+    """Die at the k-th call of `package.module:name` or `module:Class.name`, before or after it; `sql:TEXT`: after a statement with TEXT."""
     where, _, name = call.partition(":")
     if where == "sql":
         return _sql_trap(name, k)

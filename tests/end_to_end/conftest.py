@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
+import json
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from end_to_end.asking import MEANS, NET, PLAN, Ask, Behaving, Command, Done, Reported, Write
 from end_to_end.children import Nursery
 from rbench.cli.app import main
-
-MEANS = """
-import torch
-from torch import nn
-from rbench.data import load
-
-def make():
-    data = load("digits", split="train")
-    means = torch.stack([data.x[data.y == c].mean(0).flatten() for c in range(10)])
-    layer = nn.Linear(64, 10)
-    with torch.no_grad():
-        layer.weight.copy_(8 * means)
-        layer.bias.copy_(-4 * means.square().sum(1))
-    return nn.Sequential(nn.Flatten(), layer).eval()
-"""
-"""A net without training: logits 8·(x·m − |m|²/2) for the mean m of each class, which is the nearest mean. About 91 % right on digits."""
-
-Write = Callable[[str], str]
 
 
 @pytest.fixture(scope="session")
@@ -58,10 +42,6 @@ def nursery() -> Iterator[Nursery]:
     children.close()
 
 
-Done = subprocess.CompletedProcess[str]
-Command = Callable[..., Done]
-
-
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Command:
     """`rbench ARGS` in this process: the function behind the installed script, with file descriptors captured."""
@@ -73,3 +53,48 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
         return Done(["rbench", *map(str, args)], code, out, err)
 
     return call
+
+
+@pytest.fixture
+def ask(command: Command, means: str, tmp_path: Path) -> Ask:
+    """`rbench run` of the nearest-mean net on five digits, into a folder that is not there yet; options given here prevail."""
+
+    def run(**options: object) -> Done:
+        given = {"model": means, "dataset": "digits", "threat": "linf(eps=0.1)", "n": 5, "plan": PLAN, "results": tmp_path / "results"}
+        words = {f"--{name}": value for name, value in {**given, **options}.items() if value is not None}
+        return command("run", *(name if value is True else f"{name}={value}" for name, value in words.items()))
+
+    return run
+
+
+@pytest.fixture
+def untouched(tmp_path: Path) -> Iterator[None]:
+    """A refused request does not even make the folder of results."""
+    yield
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.fixture
+def behaving(model_file: Write) -> Behaving:
+    """`FILE.py:model` of the nearest-mean net (`self.net`) whose forward pass is the body given."""
+    return lambda body: model_file(NET + textwrap.indent(textwrap.dedent(body).strip(), "    "))
+
+
+@pytest.fixture
+def no_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are drawn only in tests that look at them: they cost as much as the run."""
+    monkeypatch.setattr("rbench_results.site.build.build_site", lambda store: store.folder)
+
+
+@pytest.fixture
+def report(behaving: Behaving, ask: Ask) -> Reported:
+    """What `rbench run --json` prints of such a net on 60 digits; it must go well."""
+
+    def run(body: str | None = None, **options: Any) -> dict[str, Any]:
+        model = {} if body is None else {"model": behaving(body)}
+        done = ask(**{**model, "n": 60, "json": True, **options})
+        assert (done.returncode, done.stderr) == (0, "")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    return run

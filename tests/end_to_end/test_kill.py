@@ -1,7 +1,7 @@
 """Killed at any moment and finished by the same command: the statuses of an undisturbed run, none lost, none doubled, every file whole.
 
-What would pass a weaker test: a witness file written after its transaction (a kill between them leaves verdicts without evidence), a chunk in
-several transactions, a site whose pages are written in place, a resume that forgets which member had broken an example.
+What would pass a weaker test: a witness file written after its transaction (a kill between them leaves verdicts without evidence), a
+chunk in several transactions, a site whose pages are written in place, a resume that forgets which member had broken an example.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import random
 import re
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import pytest
 import torch
 from safetensors.torch import load
 
-import rbench
 from end_to_end.children import Nursery
 from rbench.data import load as load_data
 from rbench_core.files import sha256_bytes
@@ -65,13 +63,13 @@ def same(found: Known, expected: Known) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(nursery: Nursery, means: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Known, float]]:
+def undisturbed(nursery: Nursery, means: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Known, float]:
     """The run that nobody kills, and its seconds from fork to end."""
     folder = tmp_path_factory.mktemp("undisturbed")
     end = nursery.run(folder, model=means, **OPTIONS)
     assert end.code == 0, end.err
     whole(folder)
-    yield known(folder), end.seconds
+    return known(folder), end.seconds
 
 
 def finish(nursery: Nursery, folder: Path, means: str) -> Known:
@@ -135,7 +133,7 @@ def inside(spec: str, moved: torch.Tensor) -> bool:
 
 
 def pages_are_whole(site: Path) -> None:
-    """Every page ends, every JSON parses, every picture has its end, every link within the site leads somewhere; nothing else lies there."""
+    """Every page and picture has its end, every JSON parses, every link within the site leads somewhere; nothing else lies there."""
     listed = json.loads((site / ".rbench-site.json").read_text())["files"]
     there = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     assert there - {".lock", ".rbench-site.json"} == set(listed)

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 import rbench
 from command import rbench as process
-from end_to_end.conftest import Command, Write
+from end_to_end.asking import PLAN, Command
 from rbench.data import load
 from rbench_core.errors import UsageError
 from rbench_results.store import Store
 from rbench_threats.catalogue import resolve
 
-PLAN = "pgd(steps=5)"
 UNION = "union(linf(eps=0.1), l2(eps=0.6))"
 FIGURE = {"accuracy", "low", "high", "n"}
 REPORT: dict[str, type | tuple[type, ...]] = {  # DESIGN section 6: keys are only ever added
@@ -70,7 +69,13 @@ def test_run_prints_one_object_of_the_fixed_keys_and_show_prints_it_again(means:
     report = json.loads(done.stdout)
     for key, kind in REPORT.items():
         assert isinstance(report[key], kind), key
-    assert (report["model"], report["dataset"], report["threat"], report["plan"], report["n"]) == ("means.py:make", "digits", "linf", PLAN, 50)
+    assert (report["model"], report["dataset"], report["threat"], report["plan"], report["n"]) == (
+        "means.py:make",
+        "digits",
+        "linf",
+        PLAN,
+        50,
+    )
     assert set(report["clean"]) == set(report["robust"]) == FIGURE
     assert 0 < report["robust"]["low"] < report["robust"]["accuracy"] < report["clean"]["accuracy"] < 1
     assert report["clean"]["n"] == report["robust"]["n"] == 50
@@ -96,7 +101,15 @@ def test_run_and_show_print_the_same_table_for_people(means: str, command: Comma
     results = ["--results", tmp_path / "results"]
     done = command("run", "--model", means, "--dataset", "digits", "--threat", UNION, "--n", 40, "--plan", PLAN, *results)
     assert (done.returncode, done.stderr) == (0, "")
-    for words in ("means.py:make under", "images 0 to 39 (n = 40)", "clean", "linf(eps=0.1)", "l2(eps=0.6)", "worst member of each image", "certified"):
+    for words in (
+        "means.py:make under",
+        "images 0 to 39 (n = 40)",
+        "clean",
+        "linf(eps=0.1)",
+        "l2(eps=0.6)",
+        "worst member of each image",
+        "certified",
+    ):
         assert words in done.stdout
     assert "n/a" in done.stdout
     page = Path(done.stdout.splitlines()[-1].removeprefix("page:").strip())
@@ -109,7 +122,21 @@ def test_run_and_show_print_the_same_table_for_people(means: str, command: Comma
 def test_a_process_of_its_own_says_nothing_on_stderr(means: str, tmp_path: Path) -> None:
     """A fresh interpreter, where no filter of the tests hides what dependencies say."""
     threat = "union(linf(eps=0.05), l2(eps=0.5), l1(eps=1), l0(pixels=1), rotation-translation(degrees=10, shift=1))"
-    done = process("run", "--model", means, "--dataset", "digits", "--threat", threat, "--n", "3", "--plan", "plan(pgd(steps=1), topk(steps=1))", "--results", str(tmp_path))  # fmt: skip
+    done = process(
+        "run",
+        "--model",
+        means,
+        "--dataset",
+        "digits",
+        "--threat",
+        threat,
+        "--n",
+        "3",
+        "--plan",
+        "plan(pgd(steps=1), topk(steps=1))",
+        "--results",
+        str(tmp_path),
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("means.py:make under")
 
@@ -139,7 +166,9 @@ def test_a_factory_or_model_that_prints_leaves_stdout_to_the_result(model_file: 
             print("building")
             return Chatty().eval()
     """)
-    done = command("run", "--model", model, "--dataset", "digits", "--threat", "linf", "--n", 5, "--plan", PLAN, "--json", "--results", tmp_path)
+    done = command(
+        "run", "--model", model, "--dataset", "digits", "--threat", "linf", "--n", 5, "--plan", PLAN, "--json", "--results", tmp_path
+    )
     assert done.returncode == 0
     assert json.loads(done.stdout)["n"] == 5
     assert "building" in done.stderr

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rbench.attacks.protocol import Attack
 from rbench_core.catalogue import installed
 from rbench_core.errors import SpecError, UnknownName
 from rbench_threats.spec import Call, Exact, Value, whole, written
+
+if TYPE_CHECKING:
+    from rbench.attacks.protocol import Attack
 
 ATTACKS = {  # the catalogue's one line per attack; attacks of installed packages join by entry points of the group `rbench.attacks`
     "pgd": "rbench.attacks.pgd:PGD",

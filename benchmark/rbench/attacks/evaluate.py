@@ -51,11 +51,11 @@ def look(model: Model, space: PerturbationSet, attack: Attack, ctx: Context, row
             loss = attack.loss(logits, row)
         grad = None
     else:
-        passes.backward += theta.shape[0]
         asked = theta.detach().requires_grad_()
         with torch.enable_grad():
             logits = called(model, space.render(ctx, asked))
             loss = attack.loss(logits, row)
+            passes.backward += theta.shape[0]
             (grad,) = gradient(loss, asked)
         logits, loss = logits.detach(), loss.detach()
     inside = None if attack.stays_inside else space.excess(ctx, theta) <= 0

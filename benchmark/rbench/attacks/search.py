@@ -45,7 +45,7 @@ class Best:
     target: Int[Tensor, " examples"]
     restart: Int[Tensor, " examples"]
     fell: Bool[Tensor, " examples"]
-    bad: Bool[Tensor, " examples"]  # the model returned NaN or infinity
+    bad: Bool[Tensor, " examples"]  # NaN or infinity in logits or gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Slots:
     state: State
     margin: Float[Tensor, " width"]
     theta: Float[Tensor, "width p"]
-    bad: Bool[Tensor, " width"]  # the model returned NaN or infinity
+    bad: Bool[Tensor, " width"]  # NaN or infinity in logits or gradient
     lived: Int[Tensor, " width"]  # looks while alive
     falls_at: Float[Tensor, " width"]  # margins below this are falls
     taken: list[bool] = field(default_factory=list)  # host: the slot holds a row that is not filed yet
@@ -110,8 +110,12 @@ class Search:
         beyond: Float[Tensor, " examples"] | None = None,
         progress: Callable[[int, int], None] | None = None,
         contexts: Context | None = None,
+        passes: Passes | None = None,
     ) -> None:
-        """beyond: how far below 0 a margin must fall to count (for claims that the referee refused). width: one of WIDTHS."""
+        """beyond: how far below 0 a margin must fall to count (for claims that the referee refused). width: one of WIDTHS.
+
+        passes: counted on, also when the model raises in the middle.
+        """
         self.model, self.space, self.attack, self.examples, self.progress = model, space, attack, examples, progress
         self.queue = Queue.of(attack, spec, examples, seed)
         self.width = width_for(len(self.queue.position), width)
@@ -120,7 +124,7 @@ class Search:
         self.alone = len(self.queue.position) == len(examples)  # one row per example: nothing to retire beside it
         self.contexts = contexts if contexts is not None else self._contexts(spec, seed)
         self.fallen = torch.zeros(len(examples), device=self.device)
-        self.passes, self.served, self.filed = Passes(), 0, 0
+        self.passes, self.served, self.filed = passes or Passes(), 0, 0
         self._flags: list[tuple[Tensor, torch.cuda.Event]] = []
 
     def run(self) -> Best:
@@ -141,6 +145,8 @@ class Search:
         """Keep the smallest margin inside; a fall or a number that is none ends the row and, for a fall, its example's other rows."""
         slots.lived += slots.alive
         sound = seen.margin.isfinite()  # NaN anywhere, or an infinity that decides
+        if seen.grad is not None:
+            sound &= seen.grad.sum(1).isfinite()  # the sign of NaN is 0: an attack that follows it stands still, and finds nothing
         slots.bad |= slots.alive & ~sound
         better = slots.alive & sound & (seen.margin < slots.margin)
         if seen.inside is not None:
@@ -195,7 +201,8 @@ class Search:
         taken = [place < len(tasks) for place in range(width)]
         where = torch.from_numpy(position).to(self.device)
         none = torch.full_like(theta[:, 0], torch.inf)
-        return Slots(row, where, alive, ctx, state, none, theta.clone(), ~alive & alive, torch.zeros_like(where), -self.beyond[where], taken)
+        bad, lived = torch.zeros_like(alive), torch.zeros_like(where)
+        return Slots(row, where, alive, ctx, state, none, theta.clone(), bad, lived, -self.beyond[where], taken)
 
     def _open(self) -> Slots:
         return self._fresh(self._next(self.width), self.width)

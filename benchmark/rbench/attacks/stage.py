@@ -84,11 +84,15 @@ def run_stage(
             return _foreign(model, space, stage, examples, seed, width)
         except (Crash, OutOfMemory) as error:
             raise ModelError(f"{stage.label}: {error}") from error
-    if stage.start == "best" and len(closest) == len(examples):
-        theta = torch.stack([closest[place][1] for place in range(len(examples))]).to(examples.x.device)
-        space = StartAt(space, examples.index, theta)  # type: ignore[assignment]  # passes everything on
-    beyond = torch.zeros(len(examples), device=examples.label.device)
-    return _safely(model, space, stage, examples, beyond, seed, width, progress)
+    if stage.start == "best" and closest:
+        known = torch.tensor([place in closest for place in range(len(examples))], device=examples.x.device)
+        none = torch.zeros_like(next(iter(closest.values()))[1])
+        theta = torch.stack([closest[place][1] if place in closest else none for place in range(len(examples))]).to(examples.x.device)
+        space = StartAt(space, examples.index, known, theta)  # type: ignore[assignment]  # passes everything on
+    beyond, passes = torch.zeros(len(examples), device=examples.label.device), Passes()
+    outcome = _safely(model, space, stage, examples, beyond, seed, width, progress, passes)
+    outcome.passes = passes  # of searches that failed as well: what the model has seen, it has seen
+    return outcome
 
 
 def _safely(
@@ -100,21 +104,22 @@ def _safely(
     seed: int,
     width: int,
     progress: Progress | None,
+    passes: Passes,
 ) -> Outcome:
     """The search, again at half the width when memory is short, and half by half when the model raises."""
     try:
-        return _judged(model, space, stage, examples, beyond, seed, width, progress)
+        return _judged(model, space, stage, examples, beyond, seed, width, progress, passes)
     except OutOfMemory as error:
         if width == WIDTHS[0]:
             return Outcome(errors=dict.fromkeys(range(len(examples)), f"out of memory at {width} rows: {error}"), width=width)
-        return _safely(model, space, stage, examples, beyond, seed, width // 2, progress)
+        return _safely(model, space, stage, examples, beyond, seed, width // 2, progress, passes)
     except Crash as error:
         if len(examples) == 1:
             return Outcome(errors={0: str(error)}, width=width)
     whole = Outcome()
     for places in torch.arange(len(examples)).split((len(examples) + 1) // 2):
         part = part_of(examples, places.tolist())
-        whole.merge(_safely(model, space, stage, part, beyond[places.to(beyond.device)], seed, width, progress), places.tolist())
+        whole.merge(_safely(model, space, stage, part, beyond[places.to(beyond.device)], seed, width, progress, passes), places.tolist())
     return whole
 
 
@@ -127,11 +132,23 @@ def _judged(
     seed: int,
     width: int,
     progress: Progress | None,
+    passes: Passes,
     again: int = 0,
 ) -> Outcome:
-    search = Search(model, space, stage.attack, examples, spec=stage.spec, seed=seed, width=width, beyond=beyond, progress=progress)  # type: ignore[arg-type]
+    search = Search(
+        model,
+        space,
+        stage.attack,  # type: ignore[arg-type]  # not a foreign one
+        examples,
+        spec=stage.spec,
+        seed=seed,
+        width=width,
+        beyond=beyond,
+        progress=progress,
+        passes=passes,
+    )
     best = search.run()
-    outcome = Outcome(passes=search.passes, width=width)
+    outcome = Outcome(width=width)
     bad = best.bad.tolist()
     outcome.errors = {place: BAD for place in range(len(examples)) if bad[place]}
     finite = best.margin.isfinite().tolist()
@@ -139,7 +156,7 @@ def _judged(
     claims = [place for place, fell in enumerate(best.fell.tolist()) if fell]
     if not claims:
         return outcome
-    judged = _referee(model, space, search, best, claims, outcome.passes, width)
+    judged = _referee(model, space, search, best, claims, passes, width)
     for row, place in enumerate(claims):
         if judged.accepted[row]:
             outcome.witnesses[place] = _witness(judged, row, best.theta[place], int(best.target[place]), int(best.restart[place]))
@@ -149,7 +166,7 @@ def _judged(
         places = list(outcome.refused)
         rows = torch.tensor(places, device=beyond.device)
         stricter = torch.maximum(2 * best.margin[rows].abs(), 1e-6 * examples.clean[rows].abs().amax(1))
-        second = _judged(model, space, stage, part_of(examples, places), stricter, seed, width, progress, again + 1)
+        second = _judged(model, space, stage, part_of(examples, places), stricter, seed, width, progress, passes, again + 1)
         for place in second.witnesses:
             del outcome.refused[places[place]]
         second.refused.clear()
@@ -171,7 +188,7 @@ def _witness(judged: Judged, row: int, theta: Tensor, target: int, restart: int)
 def _foreign(model: nn.Module, space: PerturbationSet, stage: Stage, examples: Examples, seed: int, width: int) -> Outcome:
     """An attack of another library: it returns images, and the referee treats them as it treats ours."""
     ctx, bad = plain_context(space, examples, seed), set[int]()
-    attack, counter = stage.attack, _Counter(model, lambda images: bad.update(_owners(space, ctx, examples, images)))
+    attack, counter = stage.attack, _Counter(model, lambda images: _blame(space, ctx, images, len(examples), bad))
     images = attack.attack(counter, space, examples.x, examples.label, seed=seed, classes=examples.clean.shape[1])  # type: ignore[union-attr]
     outcome = Outcome(passes=counter.passes, width=width, errors=dict.fromkeys(sorted(bad), BAD))
     outcome.passes.useful = outcome.passes.forward
@@ -201,13 +218,14 @@ def _refuse(outcome: Outcome, place: int, reason: str) -> None:
         outcome.refused[place] = reason
 
 
-def _owners(space: PerturbationSet, ctx: Context, examples: Examples, images: Float[Tensor, "rows c h w"]) -> list[int]:
-    """The examples in whose sets the images lie. Of each image only the nearest example is asked: the one that it was made from."""
-    near = torch.cdist(images.flatten(1), examples.x.flatten(1)).argmin(1)
-    part = tree.take(ctx, near)
-    inside = space.excess(part, space.from_images(part, images)) <= 0  # type: ignore[attr-defined]  # the capability "additive"
-    found: list[int] = near[inside].unique().tolist()
-    return found
+def _blame(space: PerturbationSet, ctx: Context, images: Float[Tensor, "rows c h w"], places: int, bad: set[int]) -> None:
+    """Add to `bad` the examples in whose sets the images lie, whichever of them the attack was working on. places: how many examples."""
+    for image in images:
+        rows = torch.tensor([place for place in range(places) if place not in bad], dtype=torch.long, device=images.device)
+        if len(rows):
+            part = tree.take(ctx, rows)
+            theta = space.from_images(part, image.expand(len(rows), *image.shape))  # type: ignore[attr-defined]  # "additive"
+            bad.update(rows[space.excess(part, theta) <= 0].tolist())
 
 
 def plain_context(space: PerturbationSet, examples: Examples, seed: int) -> Context:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -31,14 +31,6 @@ COMMANDS = {
 
 LONGEST = 1000
 """Characters of an error's line."""
-
-# Warnings of dependencies that a user can do nothing about, by (message, module). Ours are never here.
-NOISE = (
-    # foolbox 3.3.4 imports a name that scipy has moved; it still works with every scipy that we allow.
-    (r".*scipy\.ndimage\.filters.*", r"foolbox\..*"),
-    # jaxtyping asks torch.jit for a class when it loads; torch 2.13 deprecates the whole of torch.jit.
-    (r".*torch\.jit\..*", r"(torch|jaxtyping)\..*"),
-)
 
 
 class Commands(click.Group):
@@ -82,7 +74,7 @@ def cli(ctx: click.Context) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Every error is one line on stderr that begins with `rbench: `."""
     args = list(sys.argv[1:] if argv is None else argv)
-    _prepare()
+    _write_what_can_be_written()
     try:
         return int(cli.main(args, prog_name="rbench", standalone_mode=False) or 0)
     except RbenchError as error:
@@ -97,12 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{what}. Rerun with RBENCH_DEBUG=1 for the traceback.", 1)
 
 
-def _prepare() -> None:
-    """What belongs to a process that is ours alone: quiet dependencies, and a terminal that lacks a letter shows `?`."""
-    for message, module in NOISE:
-        warnings.filterwarnings("ignore", message=message, module=module)
+def _write_what_can_be_written() -> None:
+    """A terminal or a pipe that lacks a letter shows `?` in its place."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 

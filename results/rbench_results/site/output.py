@@ -16,6 +16,7 @@ from rbench_core.files import atomic_write, reason
 
 MANIFEST = ".rbench-site.json"
 OURS = re.compile(r"((data|img)/)?[A-Za-z0-9_-][A-Za-z0-9._-]*")  # a manifest that names anything else is not ours to obey
+UNFINISHED = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # how atomic_write calls a file NAME until it is whole
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that begins so
 
 
@@ -57,12 +58,16 @@ class Folder:
 
     def finish(self) -> None:
         """The end of stale files, then the manifest of what stands: in this order a build that is killed leaves them to the next one."""
-        for name in sorted(self.before - self.now):
+        for name in [*sorted(self.before - self.now), *self._unfinished()]:
             (self.root / name).unlink(missing_ok=True)
-        text = json.dumps({"files": sorted(self.now)}, indent=0) + "\n"
-        path = self.root / MANIFEST
-        if not path.exists() or path.read_text() != text:
-            atomic_write(path, text)
+        self.write(MANIFEST, json.dumps({"files": sorted(self.now)}, indent=0) + "\n")
+
+    def _unfinished(self) -> list[str]:
+        """Temporary files of builds that were killed. One builder works here at a time, so nobody is filling them."""
+        ours = {*self.before, *self.now, MANIFEST}
+        found = [path.relative_to(self.root) for path in (*self.root.glob(".*"), *self.root.glob("*/.*"))]
+        parts = [(path, UNFINISHED.fullmatch(path.name)) for path in found]
+        return [path.as_posix() for path, part in parts if part and (path.parent / part[1]).as_posix() in ours]
 
 
 def _manifest(root: Path) -> list[str]:

@@ -1,0 +1,281 @@
+"""The engine: whatever the width, the order and the neighbours, a row's search is the same; dead rows stop; every pass is counted."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from laws.attack_laws import curved_net, trajectory
+from laws.entries import Entry, encounters
+from laws.given import Given, images
+from laws.nets import Around, Counting
+from rbench.attacks.build import spec_of
+from rbench.attacks.grid import Grid
+from rbench.attacks.losses import margin
+from rbench.attacks.noise import Row, row_keys
+from rbench.attacks.pgd import PGD, Position
+from rbench.attacks.protocol import Attack
+from rbench.attacks.search import WIDTHS, Best, Examples, Search, width_for
+from rbench_threats.lp import Linf
+from rbench_threats.protocol import PerturbationSet
+
+N = 40
+SMALL = (1, 8, 8)
+LINF = Linf("0.05")
+BUDGET = {"steps": 8, "restarts": 2, "top": 3}
+
+
+def shorter(attack: Attack) -> Attack:
+    """The same attack on a small budget: 8 steps, 2 restarts, 3 targets."""
+    known = {field.name for field in fields(attack)}  # type: ignore[arg-type]  # attacks are dataclasses
+    return replace(attack, **{name: limit for name, limit in BUDGET.items() if name in known})  # type: ignore[type-var]
+
+
+CASES = [(shorter(attack), entry) for attack, entry in encounters()]
+
+
+def examples_of(net: nn.Module, shape: tuple[int, int, int] = SMALL, count: int = N, seed: int = 0) -> Examples:
+    """Images labelled as the net sees them, at data set indices that are not their places."""
+    x = images(shape, count, seed)
+    clean = net(x)
+    return Examples(x, clean.argmax(1), 3 * torch.arange(count) + 5, clean)
+
+
+def some(examples: Examples, rows: Tensor) -> Examples:
+    return Examples(examples.x[rows], examples.label[rows], examples.index[rows], examples.clean[rows])
+
+
+def searched(net: Any, space: PerturbationSet, attack: Attack, examples: Examples, width: int = 16, **rest: Any) -> tuple[Best, Search]:
+    search = Search(net, space, attack, examples, spec=spec_of(attack), seed=0, width=width, **rest)
+    return search.run(), search
+
+
+def by_hand(net: nn.Module, space: PerturbationSet, attack: Attack, examples: Examples) -> Tensor:
+    """The smallest margin of every example, by running each of its rows to the end without an engine, 16 copies at a time."""
+    targets = attack.targets(examples.clean, examples.label)
+    best = torch.full((len(examples),), torch.inf)
+    for restart in range(attack.restarts):
+        for rank in range(targets.shape[1]):
+            keys = row_keys(0, spec_of(attack), examples.index.numpy(), targets[:, rank].numpy(), examples.index.numpy() * 0 + restart)
+            zero = torch.zeros_like(examples.label)
+            row = Row(examples.index, examples.label, targets[:, rank], zero + restart, torch.from_numpy(keys), zero)
+            given = Given(space, examples.x, row, space.context(examples.x, row))
+            state, cycles = attack.begin(space, given.ctx, row), 0
+            while attack.goes_on(state, row._replace(step=row.step + cycles)).any() and cycles < 1000:
+                cycles += 1
+            for theta, _ in trajectory(attack, given, cycles):
+                best = best.minimum(margin(net(space.render(given.ctx, theta)), examples.label))
+    return best
+
+
+def _id(value: object) -> str:
+    return str(value) if isinstance(value, Entry) else str(getattr(value, "name", value))
+
+
+@pytest.mark.parametrize(("attack", "entry"), CASES, ids=_id)
+def test_the_engine_finds_what_the_bare_loop_finds(attack: Attack, entry: Entry) -> None:
+    """Survivors at the same smallest margin, bit for bit; the fallen are the same."""
+    net = curved_net(entry.shape)
+    examples = examples_of(net, entry.shape, 24)
+    best, _ = searched(net, entry.space, attack, examples)
+    known = by_hand(net, entry.space, attack, examples)
+    assert torch.equal(best.fell, known < 0)
+    torch.testing.assert_close(best.margin[~best.fell], known[~best.fell], rtol=0, atol=1e-6)
+    assert (best.margin[best.fell] < 0).all()
+    assert not best.bad.any()
+
+
+@pytest.mark.parametrize(("attack", "entry"), CASES, ids=_id)
+def test_width_order_and_neighbours_do_not_matter(attack: Attack, entry: Entry) -> None:
+    """Falls are the same, survivors' best margins too, bit for bit, at any width of the list, in any order, in any company."""
+    net = curved_net(entry.shape)
+    examples = examples_of(net, entry.shape)
+    first, _ = searched(net, entry.space, attack, examples)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
+    for width in (32, 64, 256):
+        _same(first, searched(net, entry.space, attack, examples, width)[0], torch.arange(N))
+    for rows in (order, order[:7], torch.arange(20, 40)):
+        _same(first, searched(net, entry.space, attack, some(examples, rows))[0], rows)
+
+
+def _same(whole: Best, part: Best, rows: Tensor) -> None:
+    assert torch.equal(part.fell, whole.fell[rows])
+    stand = ~part.fell
+    assert torch.equal(part.margin[stand], whole.margin[rows][stand])
+    assert torch.equal(part.theta[stand], whole.theta[rows][stand])
+
+
+class Hasty(PGD):
+    """A step as long as the neighbours' gradients allow: what the laws above must not let pass."""
+
+    def step(self, space: Any, ctx: Any, row: Row, state: Position, seen: Any, phase: int) -> Position:
+        return Position(space.project(ctx, state.theta + 0.1 * seen.grad / seen.grad.abs().max()))
+
+
+def test_an_attack_that_watches_its_neighbours_is_caught() -> None:
+    net, attack = curved_net(SMALL), Hasty(steps=8)
+    examples = examples_of(net)
+    first, _ = searched(net, LINF, attack, examples)
+    with pytest.raises(AssertionError):
+        _same(first, searched(net, LINF, attack, examples, 64)[0], torch.arange(N))
+
+
+@pytest.mark.parametrize("width", [16, 64, 256])
+@pytest.mark.parametrize(("attack", "entry"), CASES, ids=_id)
+def test_passes_are_what_the_model_saw(attack: Attack, entry: Entry, width: int) -> None:
+    """Padding included; and never a batch outside the list of widths."""
+    net = Counting(curved_net(entry.shape))
+    examples = examples_of(curved_net(entry.shape), entry.shape)
+    _, search = searched(net, entry.space, attack, examples, width)
+    assert (search.passes.forward, search.passes.backward) == (net.forwards, net.backwards)
+    assert search.passes.useful <= search.passes.forward
+    assert net.widths <= set(WIDTHS)
+
+
+def test_useful_passes_are_those_of_living_rows() -> None:
+    """Without a fall every row runs to its end: rows × looks, whatever the padding."""
+    net = curved_net(SMALL)
+    attack = PGD(steps=8, restarts=2)
+    tiny = Linf("0.0001")
+    for width in (16, 64):
+        best, search = searched(net, tiny, attack, examples_of(net), width)
+        assert not best.fell.any()
+        assert search.passes.useful == N * 2 * 9
+
+
+def test_a_fall_ends_the_examples_other_rows() -> None:
+    """Everything falls at the first look: the later restarts never run, and nobody pays for them."""
+    net = curved_net(SMALL)
+    examples = examples_of(net)
+    wrong = Examples(examples.x, (examples.label + 1) % 6, examples.index, examples.clean)  # the label does not lead: fallen at once
+    best, search = searched(net, Linf("0.0001"), PGD(steps=50, restarts=20), wrong)
+    assert best.fell.all()
+    assert search.passes.useful <= 3 * N
+    assert search.passes.forward <= 6 * N
+
+
+def test_a_tie_is_no_fall() -> None:
+    """Constant logits: margin 0 everywhere, for every label."""
+    net = Around(curved_net(SMALL), after=lambda z: 0 * z + 1)
+    examples = examples_of(curved_net(SMALL))
+    best, _ = searched(net, LINF, PGD(steps=5), examples)
+    assert not best.fell.any()
+    assert (best.margin == 0).all()
+
+
+def nan_where(condition: Any, value: float = torch.nan) -> Any:
+    """Logits with NaN in one class for the rows that meet the condition."""
+
+    def after(x: Tensor, logits: Tensor) -> Tensor:
+        return torch.where((condition(x)[:, None]) & (torch.arange(logits.shape[1]) == 1), value, logits)
+
+    return after
+
+
+class Poisoned(nn.Module):
+    """A net whose answer to some images is not a number."""
+
+    def __init__(self, net: nn.Module, condition: Any, value: float = torch.nan) -> None:
+        super().__init__()
+        self.net, self.poison = net, nan_where(condition, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.poison(x, self.net(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("width", [16, 64])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+def test_rows_that_are_no_numbers_are_bad_and_spoil_nobody(value: float, width: int) -> None:
+    """A brightness that only some images reach under attack: they are marked, and every other row is as it was."""
+    net, attack = curved_net(SMALL), PGD(steps=8, restarts=2)
+    examples = examples_of(net)
+    healthy, _ = searched(net, LINF, attack, examples, width)
+    best, _ = searched(Poisoned(net, lambda x: x.mean((1, 2, 3)) > 0.5, value), LINF, attack, examples, width)
+    bright = examples.x.mean((1, 2, 3)) > 0.55  # always past the line
+    dark = examples.x.mean((1, 2, 3)) < 0.45  # never
+    assert best.bad[bright].all()
+    assert not best.bad[dark].any()
+    assert not best.fell[bright].any()
+    assert torch.equal(best.fell[dark], healthy.fell[dark])
+    stand = dark & ~best.fell
+    assert stand.any()
+    assert torch.equal(best.margin[stand], healthy.margin[stand])
+
+
+def test_a_gradient_that_is_no_number_is_bad() -> None:
+    """sqrt at 0: finite logits, NaN behind them. The sign of NaN is 0 in torch: the attack would stand still and call the model robust."""
+    net = curved_net(SMALL)
+    rooted = Around(net, before=lambda x: (x - x.detach()).abs().sqrt() + x)
+    examples = examples_of(net)
+    best, _ = searched(rooted, LINF, PGD(steps=8), examples)
+    assert (best.bad | best.fell).all()
+
+
+@pytest.mark.parametrize("width", [16, 256])
+def test_margins_must_fall_beyond_the_threshold(width: int) -> None:
+    """`beyond`: after a refused claim, only a larger fall counts."""
+    net, attack = curved_net(SMALL), PGD(steps=8)
+    wide = Linf("0.3")
+    examples = examples_of(net)
+    plain, _ = searched(net, wide, attack, examples, width)
+    depth = float(plain.margin[plain.fell].median().abs())
+    best, _ = searched(net, wide, attack, examples, width, beyond=torch.full((N,), depth))
+    assert best.fell.any()
+    assert (best.margin[best.fell] < -depth).all()
+    assert not (best.fell & ~plain.fell).any()
+
+
+class Leaps(PGD):
+    """Looks far outside the set every other time, and says that it may."""
+
+    stays_inside = False  # type: ignore[misc]
+
+    def step(self, space: Any, ctx: Any, row: Row, state: Position, seen: Any, phase: int) -> Position:
+        out = (row.step % 2 == 0)[:, None]
+        return Position(torch.where(out, torch.where(ctx.x.flatten(1) > 0.5, ctx.lower, ctx.upper), 0.5 * space.project(ctx, state.theta)))
+
+
+def test_falls_outside_the_set_do_not_count() -> None:
+    net, attack = curved_net(SMALL), Leaps(steps=8)
+    examples = examples_of(net)
+    tiny = Linf("0.001")
+    best, _ = searched(net, tiny, attack, examples)
+    outside = net(1 - examples.x).argmax(1) != examples.label
+    assert outside.any(), "the leaps would break something"
+    assert not best.fell.any()
+    assert (best.theta.abs() <= 0.001 + 1e-6).all()
+
+
+def test_progress_counts_every_row() -> None:
+    net, seen = curved_net(SMALL), list[tuple[int, int]]()
+    searched(net, LINF, PGD(steps=3, restarts=3), examples_of(net), progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert {total for _, total in seen} == {N * 3}
+
+
+def test_widths_fit_the_tasks() -> None:
+    assert [width_for(tasks, 64) for tasks in (1, 16, 17, 33, 64, 65, 1000)] == [16, 16, 32, 64, 64, 64, 64]
+    assert all(width >= 15 for width in WIDTHS), "below 15 rows logits change in their last bits"
+
+
+def test_a_grid_looks_at_every_point() -> None:
+    """The one point at which a model errs is found, wherever it stands in the grid."""
+    entry = next(entry for attack, entry in encounters() if isinstance(attack, Grid))
+    space, x = entry.space, images(entry.shape, 16, 0)
+    row = Row(*(torch.zeros(16, dtype=torch.long) for _ in range(6)))
+    ctx = space.context(x, row)
+    points = space.points(ctx)  # type: ignore[attr-defined]
+    for place in (0, 1, 400, len(points) - 1):
+        wanted = space.render(ctx, points[place].repeat(16, 1))
+
+        def net(images: Tensor, wanted: Tensor = wanted) -> Tensor:
+            gap = (images[:, None] - wanted[None]).flatten(2).abs().amax(2).amin(1)
+            return torch.stack([torch.where(gap < 1e-7, -1.0, 1.0), torch.zeros(len(images))], 1)
+
+        examples = Examples(x, torch.zeros(16, dtype=torch.long), torch.arange(16), torch.tensor([[1.0, 0.0]]).repeat(16, 1))
+        best, _ = searched(net, space, Grid(), examples)
+        assert best.fell.all(), f"point {place} of the grid was not looked at"
