@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from rbench.attacks.search import WIDTHS
 from rbench.data import sources
 from rbench.data.dataset import Dataset
 from rbench.models import Found, Wrapped, attacked, find
+from rbench.progress import Progress
 from rbench.report import Report
 from rbench.runner import Asked, Runner, now
 from rbench.witnesses import check as known_policy
@@ -33,15 +34,6 @@ from rbench_threats.catalogue import Threat, resolve
 DEFAULT_PLAN = "apgd"
 SMALL = 1024  # values of an image
 SEEDS = 2**63 - 1  # the largest, and the largest number that a database holds
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Who wants to know how far a run is."""
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        """done of total units of a stage."""
-        ...
 
 
 def load_model(name: str) -> nn.Module:

@@ -2,8 +2,8 @@
 
     RBENCH_DATA=... RBENCH_WEIGHTS=... python tests/bench/engine.py [rounds]
 
-Bare loop: forward, summed cross-entropy, gradient to the input with frozen weights, and nothing else. Both run in turn in one process; times
-are process CPU seconds. `per pass` divides out the passes that retired rows save, so it is the harder figure.
+Bare loop: forward, summed cross-entropy, gradient to the input with frozen weights, and nothing else. Both run in turn in one process;
+times are process CPU seconds. `per pass` divides out the passes that retired rows save, so it is the harder figure.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import sys
 import time
 
 import torch
-from published import mnist_fast_pgd
 from torch import nn
 
+from published import mnist_fast_pgd
 from rbench.attacks.apgd import APGD
 from rbench.attacks.build import spec_of
 from rbench.attacks.pgd import PGD

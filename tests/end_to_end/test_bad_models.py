@@ -234,6 +234,16 @@ def test_what_is_suspicious_is_said_and_still_evaluated(body: str, code: str, re
 
 
 @pytest.mark.usefixtures("no_site")
+def test_a_random_model_may_go_on_where_it_stopped(report: Reported) -> None:
+    """Its answers to the probe differ each time; that is said, and is no reason to take it for another model."""
+    body = "return self.net(x + 0.1 * torch.randn_like(x))"
+    first, second = report(body, n=20), report(body, n=40)
+    assert "random" in codes(first) & codes(second)
+    assert second["model_digest"] == first["model_digest"]
+    assert statuses(second)[:20] == statuses(first)
+
+
+@pytest.mark.usefixtures("no_site")
 def test_a_model_on_double_or_in_train_mode_gives_the_same_statuses(report: Reported, model_file: Write) -> None:
     calm = statuses(report())
     double = report(model=model_file("def model(): return make().double()"), results=None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 import rbench
 from command import rbench as process
-from end_to_end.asking import PLAN, Command
+from end_to_end.asking import PLAN, Command, Write
 from rbench.data import load
 from rbench_core.errors import UsageError
 from rbench_results.store import Store
@@ -305,7 +304,8 @@ class Moody(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.switch.exists() and (x[:, 0, 4, 4] > 0.9).any():
             raise ValueError("too bright")
-        return self.net(x)
+        logits: Tensor = self.net(x)
+        return logits
 
 
 def test_errors_are_asked_again_and_give_way_to_answers(means: str, ask: Any, tmp_path: Path) -> None:
@@ -324,11 +324,3 @@ def test_errors_are_asked_again_and_give_way_to_answers(means: str, ask: Any, tm
     assert passes(well) > (0, 0)
     assert statuses(well) == statuses(ask())
     assert "errors" not in {warning["code"] for warning in well.data["warnings"]}
-
-
-def test_ten_looks_at_what_is_stored_are_quick(ask: Any) -> None:
-    ask(n=500, plan="pgd(steps=1)")
-    started = time.perf_counter()
-    for _ in range(10):
-        assert passes(ask(n=500, plan="pgd(steps=1)")) == (0, 0)
-    assert time.perf_counter() - started < 10

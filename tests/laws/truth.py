@@ -14,7 +14,7 @@ from laws.nets import linear_net
 from rbench.attacks.search import Examples
 from rbench_threats.protocol import PerturbationSet
 
-CLASSES = 10
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,22 @@ class Affine:
         return np.asarray(x.reshape(len(x), -1) @ self.weight.T + self.bias)
 
 
-def linear(shape: tuple[int, int, int], seed: int) -> tuple[nn.Module, Affine]:
-    net = linear_net(shape, CLASSES, seed)
+def linear(shape: Shape, classes: int, seed: int) -> tuple[nn.Module, Affine]:
+    net = linear_net(shape, classes, seed)
     layer = net[1]  # type: ignore[index]
     return net, Affine(layer.weight.double().numpy(), layer.bias.double().numpy())
 
 
-def two_layers(shape: tuple[int, int, int], seed: int) -> tuple[nn.Module, Affine]:
+def two_layers(shape: Shape, classes: int, seed: int) -> tuple[nn.Module, Affine]:
     """Half of the hidden units always on, half always off, anywhere in [0, 1]: one linear region that a ReLU net shows on all images."""
-    first, second = linear_net(shape, 24, seed, 0.5), linear_net((24, 1, 1), CLASSES, seed + 1, 0.3)
+    first, second = linear_net(shape, 24, seed, 0.5), linear_net((24, 1, 1), classes, seed + 1, 0.3)
     hidden, out = first[1], second[1]  # type: ignore[index]
     on = torch.arange(24) % 2 == 0
     reach = hidden.weight.abs().sum(1) + 1
     with torch.no_grad():
         hidden.bias.copy_(hidden.bias + torch.where(on, reach, -reach))
         at_grey = torch.where(on, hidden.weight.sum(1) * 0.5 + hidden.bias, 0.0)
-        out.bias.copy_(-out.weight @ at_grey + 0.1 * torch.randn(CLASSES, generator=torch.Generator().manual_seed(seed)))
+        out.bias.copy_(-out.weight @ at_grey + 0.1 * torch.randn(classes, generator=torch.Generator().manual_seed(seed)))
     inner = (out.weight * on.float()).double().numpy()
     weight = inner @ hidden.weight.double().numpy()
     return nn.Sequential(first, nn.ReLU(), out).eval(), Affine(weight, inner @ hidden.bias.double().numpy() + out.bias.double().numpy())
@@ -52,26 +52,47 @@ def two_layers(shape: tuple[int, int, int], seed: int) -> tuple[nn.Module, Affin
 def distance(space: PerturbationSet, affine: Affine, x: formulas.Array) -> formulas.Array:
     """How large a set of this family must be to hold a fall of the class that leads at x, box included: in units of the set's radius.
 
-    Per rival class the steepest way up is known (formulas.furthest); the radius at which it reaches the margin is found by bisection.
+    A class that rises to the leader's level does so most cheaply along the difference of weights, as far as the box lets each value go.
     """
-    logits = affine.logits(x)
+    logits, flat, rows = affine.logits(x), x.reshape(len(x), -1), np.arange(len(x))
     label = logits.argmax(1)
     found = np.full(len(x), np.inf)
     for rival in range(logits.shape[1]):
         slope = affine.weight[rival] - affine.weight[label]
-        gap = logits[np.arange(len(x)), label] - logits[:, rival]
-        low, high = np.zeros(len(x)), np.full(len(x), 64.0)
-        for _ in range(60):
-            middle = (low + high) / 2
-            far = formulas.furthest(space, x, slope, middle)
-            assert far is not None
-            reached = (slope * far).sum(1) >= gap
-            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-        found = np.where(label == rival, found, np.minimum(found, high))
-    return found
+        room = np.where(slope > 0, 1 - flat, flat)
+        needed = _needed(space.family, np.abs(slope) + 1e-300, room, logits[rows, label] - logits[:, rival])
+        found = np.where(label == rival, found, np.minimum(found, needed))
+    return found / float(space.extent["eps"])
 
 
-def at_distance(space: PerturbationSet, affine: Affine, net: nn.Module, count: int, grey: bool, seed: int, shape: tuple[int, int, int]) -> Examples:
+def _needed(family: str, slope: formulas.Array, room: formulas.Array, gap: formulas.Array) -> formulas.Array:
+    """The smallest norm of a θ in [0, room] with slope · θ = gap; infinite where room does not suffice.
+
+    l1: the steepest values first. linf and l2: θ = min(t, room) and min(t · slope, room), whose gain is piecewise linear in t.
+    """
+    rows = np.arange(len(gap))
+    if family == "l1":
+        order = np.argsort(-slope, 1)
+        slope, room = (np.take_along_axis(part, order, 1) for part in (slope, room))
+        before = np.pad(np.cumsum(slope * room, 1), ((0, 0), (1, 0)))
+        last = (before[:, 1:] < gap[:, None]).sum(1)
+        at = last.clip(max=slope.shape[1] - 1)
+        norm = np.pad(np.cumsum(room, 1), ((0, 0), (1, 0)))[rows, at] + (gap - before[rows, at]) / slope[rows, at]
+        return np.where(last < slope.shape[1], norm, np.inf)
+    speed = slope if family == "linf" else slope**2
+    end = room if family == "linf" else room / slope
+    order = np.argsort(end, 1)
+    end, speed = (np.take_along_axis(part, order, 1) for part in (end, speed))
+    done = np.pad(np.cumsum(speed * end, 1), ((0, 0), (1, 0)))
+    left = speed.sum(1, keepdims=True) - np.pad(np.cumsum(speed, 1), ((0, 0), (1, 0)))
+    last = (done[:, 1:] + left[:, 1:] * end < gap[:, None]).sum(1)
+    at = last.clip(max=end.shape[1] - 1)
+    t = (gap - done[rows, at]) / np.maximum(left[rows, at], 1e-300)
+    norm = t if family == "linf" else np.sqrt((np.minimum(t[:, None] * slope, room) ** 2).sum(1))
+    return np.where(last < end.shape[1], norm, np.inf)
+
+
+def at_distance(space: PerturbationSet, affine: Affine, net: nn.Module, count: int, grey: bool, seed: int, shape: Shape) -> Examples:
     """Images whose nearest adversary is exactly one radius away: each is found on the way between two images of different classes.
 
     grey: around 0.5, where the box is far; else with values at 0 and 1, where it decides.
@@ -112,7 +133,7 @@ def fewest_pixels(affine: Affine, x: formulas.Array) -> formulas.Array:
     return found
 
 
-def pixels_apart(affine: Affine, net: nn.Module, pixels: int, count: int, seed: int, shape: tuple[int, int, int]) -> tuple[Examples, Tensor]:
+def pixels_apart(affine: Affine, net: nn.Module, pixels: int, count: int, seed: int, shape: Shape) -> tuple[Examples, Tensor]:
     """Images that need exactly `pixels` pixels, of many; and how many were tried."""
     x = images(shape, 40 * count, seed).double().numpy()
     chosen = np.flatnonzero(fewest_pixels(affine, x) == pixels)[:count]

@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from rbench_threats.lp import L0, L1, L2, Box, Linf, _fit, _largest
+from rbench_threats.lp import L0, L1, L2, Box, Linf
 from rbench_threats.protocol import Row, Scale, per_row
 from rbench_threats.spatial import Canvas, RotationTranslation
 
@@ -92,8 +92,9 @@ class RescalesL1(L1):
     """Shrinks to the surface along the ray to 0 (STYLE section 1: foolbox, ART)."""
 
     def project(self, ctx: Box, theta: Tensor, scale: Scale = 1.0) -> Tensor:
-        radius = torch.as_tensor(scale, dtype=theta.dtype) * float(self.eps)
-        return _fit(theta.clamp(ctx.lower, ctx.upper), radius.expand(len(theta)), 1)
+        clipped = theta.clamp(ctx.lower, ctx.upper)
+        room = torch.as_tensor(scale, dtype=theta.dtype) * float(self.eps) / clipped.abs().sum(1).clamp_min(1e-30)
+        return clipped * room.clamp_max(1)[:, None]
 
 
 class GivesUp(L2):
@@ -109,7 +110,8 @@ class KeepsTheLargest(L0):
 
     def project(self, ctx: Box, theta: Tensor, scale: Scale = 1.0) -> Tensor:
         size = theta.square().unflatten(1, (ctx.x.shape[1], -1)).sum(1)
-        return torch.where(self._kept(ctx, size, scale), theta.clamp(ctx.lower, ctx.upper), 0.0)
+        kept = _top(size, int(self.pixels)).repeat(1, ctx.x.shape[1])
+        return torch.where(kept, theta.clamp(ctx.lower, ctx.upper), 0.0)
 
 
 class KeepsValues(L0):
@@ -117,7 +119,11 @@ class KeepsValues(L0):
 
     def project(self, ctx: Box, theta: Tensor, scale: Scale = 1.0) -> Tensor:
         clipped = theta.clamp(ctx.lower, ctx.upper)
-        return torch.where(_largest(clipped * (2 * theta - clipped), self._budget(ctx, scale)), clipped, 0.0)
+        return torch.where(_top(clipped * (2 * theta - clipped), int(self.pixels)), clipped, 0.0)
+
+
+def _top(values: Tensor, count: int) -> Tensor:
+    return torch.zeros_like(values, dtype=torch.bool).scatter(1, values.argsort(dim=1, descending=True)[:, :count], True)
 
 
 class StepOfTheBatch(L2):
@@ -188,9 +194,9 @@ class SquaredGauge(L2):
 class CountsTooFew(L0):
     """Rounds a scale down: of 5 pixels, which are 5/24 of the radius in float32, it keeps 4. Ours did."""
 
-    def _budget(self, ctx: Box, scale: Scale) -> Tensor:
-        count = torch.as_tensor(scale, dtype=torch.float64) * float(self.pixels)
-        return (count + 1e-9).floor().long().expand(len(ctx.x))
+    def project(self, ctx: Box, theta: Tensor, scale: Scale = 1.0) -> Tensor:
+        whole = (torch.as_tensor(scale, dtype=torch.float64) * float(self.pixels) + 1e-9).floor() / float(self.pixels)
+        return super().project(ctx, theta, whole.expand(len(theta)).float())
 
 
 class SmallerIsLarger(Linf):

@@ -16,7 +16,8 @@ from rbench.data import sources
 
 N = 200
 published = pytest.mark.skipif(
-    not (os.environ.get("RBENCH_WEIGHTS") and os.environ.get("RBENCH_DATA")), reason="needs RBENCH_WEIGHTS and RBENCH_DATA: the published net and MNIST"
+    not (os.environ.get("RBENCH_WEIGHTS") and os.environ.get("RBENCH_DATA")),
+    reason="needs RBENCH_WEIGHTS and RBENCH_DATA: the published net and MNIST",
 )
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rbench.attacks import losses, tree
 from rbench.attacks.noise import Row
-from rbench.attacks.pgd import check
-from rbench.attacks.protocol import Phase, Seen
+from rbench.attacks.pgd import Ascent, check
+from rbench.attacks.protocol import Seen
 from rbench_threats.protocol import Context, PerturbationSet
 
 PerRow = Float[Tensor, " rows"]
@@ -38,7 +38,7 @@ class Climb:
 
 
 @dataclass(frozen=True, slots=True)
-class APGD:
+class APGD(Ascent):
     """Auto-PGD (Croce & Hein 2020, Alg. 1): step 2 radii, momentum 0.75, halved unless 3 of 4 steps gain.
 
     First checkpoint after 22 % of the steps, each interval 3 % shorter, down to 6 %. A best loss that stands still halves too; a halving
@@ -52,25 +52,14 @@ class APGD:
 
     name: ClassVar[str] = "apgd"
     needs: ClassVar[frozenset[str]] = frozenset({"convex"})
-    cycle: ClassVar[tuple[Phase, ...]] = ("gradient",)
-    stays_inside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check(self.name, self.steps, self.restarts, 1.0)
         losses.known(self.loss_name)
 
-    def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
-        return losses.targets(self.loss_name, clean, label, self.top)
-
     def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> Climb:
         first = max(int(0.22 * self.steps), 1)
         return _base_camp(space.start(ctx, row), size=2.0, until=first + 1, interval=first)  # + 1: the start is no step
-
-    def ask(self, state: Climb) -> Thetas:
-        return state.theta
-
-    def loss(self, logits: Float[Tensor, "rows classes"], row: Row) -> PerRow:
-        return losses.LOSSES[self.loss_name](logits, row)
 
     def step(self, space: PerturbationSet, ctx: Context, row: Row, state: Climb, seen: Seen, phase: int) -> Climb:
         state = _noted(state, seen)
@@ -99,9 +88,6 @@ class APGD:
             interval=interval,
         )
 
-    def goes_on(self, state: Climb, row: Row) -> Bool[Tensor, " rows"]:
-        return row.step <= self.steps
-
 
 @dataclass(frozen=True, slots=True)
 class SparseClimb:
@@ -118,7 +104,7 @@ class SparseClimb:
 
 
 @dataclass(frozen=True, slots=True)
-class APGDSparse:
+class APGDSparse(Ascent):
     """APGD for l1 (Croce & Hein 2021, sec. 4): steps along the largest coordinates, as many as the best place has moved, over 1.5.
 
     A step is one radius; at each checkpoint (every 4 % of the steps) it starts anew from the best place if that became 5 % sparser, else it
@@ -132,15 +118,10 @@ class APGDSparse:
 
     name: ClassVar[str] = "apgd-sparse"
     needs: ClassVar[frozenset[str]] = frozenset({"sparse", "convex"})
-    cycle: ClassVar[tuple[Phase, ...]] = ("gradient",)
-    stays_inside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check(self.name, self.steps, self.restarts, 1.0)
         losses.known(self.loss_name)
-
-    def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
-        return losses.targets(self.loss_name, clean, label, self.top)
 
     def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> SparseClimb:
         theta = space.start(ctx, row)
@@ -156,12 +137,6 @@ class APGDSparse:
             support=each * theta.shape[1],
             until=each * (every + 1),
         )
-
-    def ask(self, state: SparseClimb) -> Thetas:
-        return state.theta
-
-    def loss(self, logits: Float[Tensor, "rows classes"], row: Row) -> PerRow:
-        return losses.LOSSES[self.loss_name](logits, row)
 
     def step(self, space: PerturbationSet, ctx: Context, row: Row, state: SparseClimb, seen: Seen, phase: int) -> SparseClimb:
         assert seen.grad is not None
@@ -186,9 +161,6 @@ class APGDSparse:
             support=torch.where(due, moved, state.support),
             until=torch.where(due, float(max(int(0.04 * self.steps), 1)), state.until - 1),
         )
-
-    def goes_on(self, state: SparseClimb, row: Row) -> Bool[Tensor, " rows"]:
-        return row.step <= self.steps
 
 
 def _base_camp(theta: Thetas, size: float, until: int, interval: int) -> Climb:

@@ -189,7 +189,10 @@ def _foreign(model: nn.Module, space: PerturbationSet, stage: Stage, examples: E
     """An attack of another library: it returns images, and the referee treats them as it treats ours."""
     ctx, bad = plain_context(space, examples, seed), set[int]()
     attack, counter = stage.attack, _Counter(model, lambda images: _blame(space, ctx, images, len(examples), bad))
-    images = attack.attack(counter, space, examples.x, examples.label, seed=seed, classes=examples.clean.shape[1])  # type: ignore[union-attr]
+    try:
+        images = attack.attack(counter, space, examples.x, examples.label, seed=seed, classes=examples.clean.shape[1])  # type: ignore[union-attr]
+    except ModelError as error:  # the library's attack cannot go on without the whole block
+        return Outcome(errors=dict.fromkeys(range(len(examples)), str(error)), passes=counter.passes, width=width)
     outcome = Outcome(passes=counter.passes, width=width, errors=dict.fromkeys(sorted(bad), BAD))
     outcome.passes.useful = outcome.passes.forward
     theta = space.from_images(ctx, images.to(examples.x))  # type: ignore[attr-defined]  # the capability "additive"

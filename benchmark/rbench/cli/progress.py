@@ -5,18 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
+
+from rbench.progress import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Who computes reports here; `done` of `total` units of `stage`. Called once per chunk or epoch, never per step."""
-
-    def update(self, stage: str, done: int, total: int) -> None: ...
 
 
 class Silent:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from rbench.attacks.lockstep import lockstep
 from rbench.attacks.msd import MSD
 from rbench.data import sources
 from rbench.data.dataset import Dataset
+from rbench.progress import Progress
 from rbench_core.errors import TrainingError
 from rbench_core.files import atomic_write, sha256_bytes
 from rbench_threats.catalogue import Threat, resolve
@@ -29,15 +30,6 @@ from rbench_zoo.factory import from_package
 from rbench_zoo.recipe import Recipe, read_recipe
 
 Adversary = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Who wants to know how far it is."""
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        """done of total units of a stage."""
-        ...
 
 
 @dataclass(slots=True)
