@@ -8,7 +8,6 @@ from typing import TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from rbench.attacks.noise import Row
 from rbench_core.errors import SpecError
@@ -30,9 +29,8 @@ def cross_entropy(logits: Logits, row: Row) -> PerRow:
     It rises with cross-entropy and its gradient has the same direction, but float32 does not round that to 0 for confident nets: the
     softmax loses the label's part once the label leads by 17, and everything once it leads by 104.
     """
-    own, next_ = row.label[:, None], (row.label + 1) % logits.shape[1]  # log Σ by way of torch's fused loss at any other class: 5 × faster
-    others = functional.cross_entropy(logits.scatter(1, own, -torch.inf), next_, reduction="none")
-    return others + (logits.gather(1, next_[:, None]) - logits.gather(1, own)).squeeze(1)
+    others = logits.scatter(1, row.label[:, None], -torch.inf).logsumexp(1)
+    return others - logits.gather(1, row.label[:, None]).squeeze(1)
 
 
 def untargeted_margin(logits: Logits, row: Row) -> PerRow:

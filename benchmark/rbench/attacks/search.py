@@ -7,7 +7,7 @@ mask on the device; the host reads the flags one poll later without waiting and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class Slots:
     bad: Bool[Tensor, " width"]  # NaN or infinity in logits or gradient
     lived: Int[Tensor, " width"]  # looks while alive
     falls_at: Float[Tensor, " width"]  # margins below this are falls
-    taken: list[bool] = field(default_factory=list)  # host: the slot holds a row that is not filed yet
+    taken: Bool[np.ndarray, " width"]  # host: the slot holds a row that is not filed yet
 
 
 PER_SLOT = ("position", "alive", "ctx", "state", "margin", "theta", "bad", "lived", "falls_at")
@@ -127,11 +127,12 @@ class Search:
         self.passes, self.served, self.filed = passes or Passes(), 0, 0
         self._flags: list[tuple[Tensor, torch.cuda.Event]] = []
 
+    @torch.no_grad()
     def run(self) -> Best:
         """Run every row to its end or its example's fall."""
         slots = self._open()
         self.best = self._nothing(slots)
-        while any(slots.taken):
+        while slots.taken.any():
             for phase, kind in enumerate(self.attack.cycle):
                 seen = look(self.model, self.space, self.attack, slots.ctx, slots.row, self.attack.ask(slots.state), kind, self.passes)
                 self._note(slots, seen)
@@ -144,17 +145,17 @@ class Search:
     def _note(self, slots: Slots, seen: Seen) -> None:
         """Keep the smallest margin inside; a fall or a number that is none ends the row and, for a fall, its example's other rows."""
         slots.lived += slots.alive
-        sound = seen.margin.isfinite()  # NaN anywhere, or an infinity that decides
-        if seen.grad is not None:
-            sound &= seen.grad.sum(1).isfinite()  # the sign of NaN is 0: an attack that follows it stands still, and finds nothing
-        slots.bad |= slots.alive & ~sound
-        better = slots.alive & sound & (seen.margin < slots.margin)
+        # NaN anywhere, or an infinity that decides; of the gradient too: the sign of NaN is 0, and an attack that follows it stands still
+        sound = (seen.margin if seen.grad is None else seen.margin + seen.grad.sum(1)).isfinite()
+        slots.bad |= slots.alive > sound
+        sound &= slots.alive
+        better = sound & (seen.margin < slots.margin)
         if seen.inside is not None:
             better &= seen.inside
         slots.margin = torch.where(better, seen.margin, slots.margin)
         slots.theta = tree.pick(better, self.attack.ask(slots.state), slots.theta)
         fell = better & (seen.margin < slots.falls_at)
-        slots.alive = slots.alive & sound & ~fell
+        slots.alive = sound > fell
         if not self.alone:
             self.fallen.index_add_(0, slots.position, fell.float())
             slots.alive &= self.fallen[slots.position] == 0
@@ -198,7 +199,7 @@ class Search:
         state = self.attack.begin(self.space, ctx, row)
         alive = torch.arange(width, device=self.device) < len(tasks)
         theta = self.attack.ask(state)
-        taken = [place < len(tasks) for place in range(width)]
+        taken = np.arange(width) < len(tasks)
         where = torch.from_numpy(position).to(self.device)
         none = torch.full_like(theta[:, 0], torch.inf)
         bad, lived = torch.zeros_like(alive), torch.zeros_like(where)
@@ -232,22 +233,21 @@ class Search:
     def _refill(self, slots: Slots) -> Slots:
         """File dead rows and put new ones in their places; with an empty queue and half the slots idle, go on at half the width."""
         alive = self._polled(slots)
-        dead = [place for place, taken in enumerate(slots.taken) if taken and not alive[place]]
-        idle = len(slots.taken) - int(sum(slots.taken)) + len(dead)
-        more = self.served < len(self.queue.position)
-        if dead and (idle >= max(1, self.width // 16) or not more):
-            self._file(slots, dead)
-            free = [place for place, taken in enumerate(slots.taken) if not taken]
-            tasks = self._next(len(free)) if more else np.empty(0, dtype=np.int64)
-            if len(tasks):
-                self._seat(slots, free[: len(tasks)], tasks)
-            self._flags.clear()
+        gone = slots.taken & ~alive
+        dead, more = np.count_nonzero(gone), self.served < len(self.queue.position)
+        if dead == 0 or (more and dead < self.width // 16):
+            return slots
+        self._file(slots, np.flatnonzero(gone).tolist())
+        free = np.flatnonzero(~slots.taken).tolist()
+        tasks = self._next(len(free)) if more else np.empty(0, dtype=np.int64)
+        if len(tasks):
+            self._seat(slots, free[: len(tasks)], tasks)
+        self._flags.clear()
         return self._narrowed(slots)
 
     def _file(self, slots: Slots, dead: list[int]) -> None:
         """Hand the best of finished rows to their examples; the smaller margin stays, row by row in slot order."""
-        for place in dead:
-            slots.taken[place] = False
+        slots.taken[dead] = False
         rows = torch.tensor(dead, device=self.device)
         position, margin = slots.position[rows], slots.margin[rows]
         for start in _apart(position.tolist()):  # two rows of one example never in one assignment
@@ -272,20 +272,19 @@ class Search:
         slots.row = Row(*(old.index_copy(0, where, new[: len(places)]) for old, new in zip(slots.row, fresh.row, strict=True)))
         for name in PER_SLOT:
             setattr(slots, name, tree.put(getattr(slots, name), where, getattr(fresh, name)))
-        for place in places:
-            slots.taken[place] = True
+        slots.taken[places] = True
 
     def _narrowed(self, slots: Slots) -> Slots:
         """The same rows in a batch of half the width, once they fit."""
-        busy = [place for place, taken in enumerate(slots.taken) if taken]
+        busy = np.flatnonzero(slots.taken).tolist()
         half = len(slots.taken) // 2
         if self.served < len(self.queue.position) or half not in WIDTHS or len(busy) > half or not busy:
             return slots
         rows = padded(torch.tensor(busy, device=self.device), half)
-        taken = [place < len(busy) for place in range(half)]
+        taken = np.arange(half) < len(busy)
         row = Row(*(part.index_select(0, rows) for part in slots.row))
         parts = {name: tree.take(getattr(slots, name), rows) for name in PER_SLOT}
-        parts["alive"] &= torch.tensor(taken, device=self.device)
+        parts["alive"] &= torch.from_numpy(taken).to(self.device)
         self._flags.clear()
         return Slots(row, **parts, taken=taken)
 
