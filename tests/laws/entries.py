@@ -18,7 +18,7 @@ from rbench_threats.spec import parse
 
 # The same few draws at each run, so that a red law is a change of ours; RBENCH_LAWS=wide looks further.
 _HABITS = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.differing_executors]}
-settings.register_profile("laws", max_examples=3, derandomize=True, **_HABITS)
+settings.register_profile("laws", max_examples=2, derandomize=True, **_HABITS)
 settings.register_profile("laws-wide", max_examples=25, **_HABITS)
 drawn = settings(settings.get_profile("laws-wide" if os.environ.get("RBENCH_LAWS") == "wide" else "laws"))
 

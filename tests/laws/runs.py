@@ -33,10 +33,9 @@ class Answering(nn.Module):
 
 def run(folder: Path, model: nn.Module | None = None, *, threat: str, plan: str, n: int = 40, width: int = 64, **rest: Any) -> Report:
     """One evaluation on the digits, without a site."""
+    asked: dict[str, Any] = {"threat": threat, "plan": plan, "n": n, "width": width, "results": folder, **rest}
     with torch.random.fork_rng(devices=[]):
-        return rbench.evaluate(
-            model or digit_net(), threat=threat, dataset="digits", plan=plan, n=n, width=width, results=folder, site=False, name="net", **rest
-        )
+        return rbench.evaluate(model or digit_net(), dataset="digits", site=False, name="net", **asked)
 
 
 def statuses(report: Report) -> Statuses:
