@@ -19,7 +19,7 @@ from rbench.attacks.catalogue import Plan, resolve_plan
 from rbench.attacks.search import WIDTHS
 from rbench.data import sources
 from rbench.data.dataset import Dataset
-from rbench.models import Found, Wrapped, attacked, find
+from rbench.models import Wrapped, attacked, find
 from rbench.progress import Progress
 from rbench.report import Report
 from rbench.runner import Asked, Runner, now
@@ -90,7 +90,7 @@ def evaluate(
     rows = _width(width, images, device)
     folder = Path(results).expanduser() if results is not None else results_folder()
     ready = attacked(found.module, name=found.name, dataset=images, device=device, source=found.source, title=found.title)
-    with ready as wrapped, _threads(images, device), _opened(folder, chosen, wrapped) as store:
+    with _float32(), ready as wrapped, _threads(images, device), _opened(folder, chosen, wrapped) as store:
         run = _run_id(wrapped, asked_threat)
         asked = Asked(
             wrapped,
@@ -106,7 +106,7 @@ def evaluate(
             progress.update if progress is not None else _silent,
         )
         runner = Runner(asked, store)
-        with _recorded(runner, found, asked_threat, started, threat, eps):
+        with _recorded(runner, asked_threat, started, _command(asked, model, named, threat, eps)):
             runner.run()
         if site:
             from rbench_results.site.build import build_site
@@ -177,6 +177,18 @@ def _threads(images: Dataset, device: str) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _float32() -> Iterator[None]:
+    """float32 that is float32: no TF32 and no choice of kernels by the clock on a GPU, where both are torch's defaults."""
+    backend, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = backend.allow_tf32, matmul.allow_tf32, backend.deterministic, backend.benchmark
+    backend.allow_tf32, matmul.allow_tf32, backend.deterministic, backend.benchmark = False, False, True, False
+    try:
+        yield
+    finally:
+        backend.allow_tf32, matmul.allow_tf32, backend.deterministic, backend.benchmark = before
+
+
 def _opened(folder: Path, plan: Plan, model: Wrapped) -> Store:
     """The store, opened only now: a request that is wrong leaves no trace. Raises UsageError, StoreError."""
     for stage in plan.stages:
@@ -191,7 +203,7 @@ def _run_id(wrapped: Wrapped, threat: Threat) -> str:
 
 
 @contextmanager
-def _recorded(runner: Runner, found: Found, threat: Threat, started: float, text: str, eps: str | float | None) -> Iterator[None]:
+def _recorded(runner: Runner, threat: Threat, started: float, command: str) -> Iterator[None]:
     """The run's own row: begun before the first verdict, ended as done or failed."""
     asked, store = runner.asked, runner.store
     model, data = asked.model, asked.data
@@ -231,7 +243,7 @@ def _recorded(runner: Runner, found: Found, threat: Threat, started: float, text
             plan=asked.plan.name,
             seed=asked.seed,
             full=asked.full,
-            command=_command(runner, found, text, eps),
+            command=command,
             questions=[(record.key, record.spec) for record in runner.questions],
             card=model.card,
             environment=_environment(asked),
@@ -247,23 +259,38 @@ def _recorded(runner: Runner, found: Found, threat: Threat, started: float, text
     store.finish_run(asked.run, state="done", warnings=runner.warnings, seconds=time.perf_counter() - started)
 
 
-def _command(runner: Runner, found: Found, threat: str, eps: str | float | None) -> str:
-    """What makes the run again, where the model can be named on a command line."""
-    asked = runner.asked
-    words = ["rbench", "run", "--model", found.name, "--threat", threat, *(["--eps", str(eps)] if eps is not None else [])]
-    words += [
-        "--dataset",
-        asked.data.name,
-        "--n",
-        str(asked.n),
-        "--plan",
-        asked.plan.name,
-        "--seed",
-        str(asked.seed),
-        "--width",
-        str(asked.width),
-    ]
-    return shlex.join([*words, *(["--full"] if asked.full else [])])
+def _command(asked: Asked, model: str | nn.Module, dataset: Any, threat: str, eps: str | float | None) -> str:
+    """What makes the run again: a command line, or a call where model or data are objects that no command line can name."""
+    radius = [] if eps is None else ["--eps", str(eps)]
+    if isinstance(model, str) and isinstance(dataset, str):
+        words = [
+            "rbench",
+            "run",
+            "--model",
+            model,
+            "--threat",
+            threat,
+            *radius,
+            "--dataset",
+            dataset,
+            "--n",
+            str(asked.n),
+            "--plan",
+            asked.plan.name,
+        ]
+        words += ["--seed", str(asked.seed), "--device", str(asked.model.device), "--width", str(asked.width)]
+        return shlex.join([*words, *(["--full"] if asked.full else [])])
+    given = repr(model) if isinstance(model, str) else asked.model.name
+    on = repr(dataset) if isinstance(dataset, str) else "(x, y)"
+    values = {
+        "threat": threat,
+        **({} if eps is None else {"eps": str(eps)}),
+        "n": asked.n,
+        "plan": asked.plan.name,
+        "seed": asked.seed,
+        "full": asked.full,
+    }
+    return f"rbench.evaluate({given}, dataset={on}, {', '.join(f'{key}={value!r}' for key, value in values.items())})"
 
 
 def _environment(asked: Asked) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Runner:
         self.warnings: list[dict[str, str]] = list(asked.model.warnings)
         self.clean: dict[int, Tensor | None] = {}
         self.clean_errors: dict[int, str] = {}
-        self.width = asked.width
+        self.width = self.least = asked.width  # of the stage that runs, and of the whole run
         self.refusals = 0
 
     def run(self) -> None:
@@ -177,6 +177,7 @@ class Runner:
             closest=closest,
             progress=lambda done, total: self.asked.report(said, done, total),
         )
+        self.width, self.least = outcome.width or self.width, min(self.least, outcome.width or self.least)
         for place, witness in outcome.witnesses.items():
             standing.witnesses[still[place]] = witness
             self._broke(standing, still[place], stage, witness)
@@ -188,7 +189,6 @@ class Runner:
             {still[place]: f"the referee refused a claim of {stage.label}: {reason}" for place, reason in outcome.refused.items()}
         )
         self._cost(record, standing, position, stage.label, len(still), outcome, time.perf_counter() - started)
-        self.width = min(self.width, outcome.width or self.width)
         return [index for index in still if index not in standing.witnesses]
 
     def _examples(self, indices: list[int]) -> Examples:
@@ -267,8 +267,8 @@ class Runner:
             self.warnings.append(
                 warning("refused", f"the referee refused {self.refusals} claims: outside the set, or no other class strictly ahead")
             )
-        if self.width < self.asked.width:
-            self.warnings.append(warning("memory", f"memory was short: the width fell from {self.asked.width} to {self.width} rows"))
+        if self.least < self.asked.width:
+            self.warnings.append(warning("memory", f"memory was short: the width fell from {self.asked.width} to {self.least} rows"))
 
 
 def now() -> str:

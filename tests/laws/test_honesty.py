@@ -118,7 +118,7 @@ class Falls(nn.Module):
         return self.net(x)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("after", [5, 12, 40])
+@pytest.mark.parametrize("after", [5, 40])
 def test_a_model_that_breaks_in_the_middle(after: int, tmp_path: Path, trusted: Statuses) -> None:
     """What it had judged before stands; the rest is an error with its words; run again with a sound model, the errors are asked again."""
     model = Falls(after)
@@ -137,8 +137,8 @@ def test_a_model_that_breaks_in_the_middle(after: int, tmp_path: Path, trusted: 
 
 def test_a_model_that_raises_under_attack_only(tmp_path: Path, trusted: Statuses) -> None:
     def before(x: Tensor) -> Tensor:
-        dark = x.flatten(1).mean(1) < 0.42  # the probe's noise is not
-        if (dark & ~as_published(x)).any():
+        bordered = x[:, :, :, 0].flatten(1).sum(1) < 1.5  # digits have a black border, attacked or not; the probe's noise has none
+        if (bordered & ~as_published(x)).any():
             raise ValueError("these are no digits")
         return x
 
@@ -189,12 +189,12 @@ SOUND: dict[str, After] = {
     "doubles": lambda x, z: z.double(),
 }
 BALLS = ("linf(eps=0.06)", "l2(eps=0.3)", "l1(eps=0.7)")
-AS_DEFAULT = "plan(apgd(steps=20), apgd(loss=dlr-targeted, steps=20), apgd-sparse(loss=dlr-targeted, steps=20), slide(steps=20))"
+AS_DEFAULT = "plan(apgd(steps=15), apgd(loss=dlr-targeted, steps=15), apgd-sparse(loss=dlr-targeted, steps=15), slide(steps=15))"
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Statuses]:
-    return of_members(run(tmp_path_factory.mktemp("plain"), threat=f"union({', '.join(BALLS)})", plan=AS_DEFAULT, full=True))
+    return of_members(run(tmp_path_factory.mktemp("plain"), threat=f"union({', '.join(BALLS)})", plan=AS_DEFAULT, full=True, n=25))
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -203,8 +203,8 @@ def test_the_same_model_in_other_units(name: str, tmp_path: Path, plain: dict[st
 
     Cross-entropy does, so that l1, where its steps find falls of their own, may miss one.
     """
-    report = run(tmp_path, Answering(name, SOUND[name]), threat=f"union({', '.join(BALLS)})", plan=AS_DEFAULT, full=True)
-    law_nobody_is_lost(report)
+    report = run(tmp_path, Answering(name, SOUND[name]), threat=f"union({', '.join(BALLS)})", plan=AS_DEFAULT, full=True, n=25)
+    law_nobody_is_lost(report, 25)
     for spec, found in of_members(report).items():
         wrongly = {index for index, status in found.items() if status in STANDING and plain[spec][index] == "broken"}
         assert len(wrongly) <= spec.startswith("l1"), f"{spec}: {sorted(wrongly)} survive"

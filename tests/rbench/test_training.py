@@ -59,7 +59,7 @@ def test_a_training_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(loop, "_epoch", stopped)
     with pytest.raises(KeyboardInterrupt):
         train("standard", out=tmp_path / "cut", epochs=3, name="net")
-    with pytest.raises(TrainingError, match="another recipe or seed"):
+    with pytest.raises(TrainingError, match="another recipe, seed or number of epochs"):
         train("standard", out=tmp_path / "cut", epochs=3, name="net", seed=5)
     monkeypatch.setattr(loop, "_epoch", whole)
     train("standard", out=tmp_path / "cut", epochs=3, name="net")

@@ -50,7 +50,7 @@ class PerturbationSet(Protocol):
 
     @property
     def family(self) -> str:
-        """What kind of ball it is: two sets of one family differ only in `extent`."""
+        """What kind of ball it is, with every argument that is no radius: two sets of one family differ only in `extent`."""
         ...
 
     @property

@@ -19,6 +19,9 @@ from rbench_threats.protocol import Context, PerturbationSet
 Model: TypeAlias = Callable[[Tensor], Tensor]
 
 
+HUGE = 1e30  # an infinite gradient, where the arithmetic of a step still holds
+
+
 class Crash(Exception):
     """The model raised, or returned no logits; the words are its own, in one line."""
 
@@ -42,8 +45,18 @@ class Passes:
         self.useful += other.useful
 
 
-def look(model: Model, space: PerturbationSet, attack: Attack, ctx: Context, row: Row, theta: Tensor, kind: Phase, passes: Passes) -> Seen:
-    """Logits, margin, loss and, in a "gradient" phase, d loss / d θ at theta (rows, P)."""
+def look(
+    model: Model,
+    space: PerturbationSet,
+    attack: Attack,
+    ctx: Context,
+    row: Row,
+    theta: Tensor,
+    kind: Phase,
+    passes: Passes,
+    checked: bool = False,
+) -> Seen:
+    """Logits, margin, loss and, in a "gradient" phase, d loss / d θ at theta (rows, P). checked: trust no attack to stay inside."""
     passes.forward += theta.shape[0]
     if kind == "logits":
         with torch.no_grad():
@@ -58,8 +71,13 @@ def look(model: Model, space: PerturbationSet, attack: Attack, ctx: Context, row
             passes.backward += theta.shape[0]
             (grad,) = gradient(loss, asked)
         logits, loss = logits.detach(), loss.detach()
-    inside = None if attack.stays_inside else space.excess(ctx, theta) <= 0
-    return Seen(logits, margin(logits, row.label), loss, inside, grad)
+    inside = None if attack.stays_inside and not checked else space.excess(ctx, theta) <= 0
+    lead = margin(logits, row.label)
+    if grad is None:
+        return Seen(logits, lead, loss, inside, grad, lead.isfinite())
+    # the sign of NaN is 0: an attack that followed it would stand still, and one that kept it would poison what it remembers
+    sound = (lead + grad.sum(1)).isfinite()
+    return Seen(logits, lead, loss, inside, grad.nan_to_num_(0.0, HUGE, -HUGE), sound)
 
 
 def called(model: Model, images: Float[Tensor, "rows c h w"]) -> Float[Tensor, "rows classes"]:

@@ -25,7 +25,8 @@ class Seen(NamedTuple):
     margin: Float[Tensor, " rows"]  # logit of the label − best other; negative = fallen
     loss: Float[Tensor, " rows"]
     inside: Bool[Tensor, " rows"] | None  # None where the attack stays inside by itself
-    grad: Float[Tensor, "rows p"] | None  # d loss / d θ; None in a "logits" phase
+    grad: Float[Tensor, "rows p"] | None  # d loss / d θ, always finite; None in a "logits" phase
+    sound: Bool[Tensor, " rows"]  # neither NaN anywhere nor an infinity that decides, in logits or gradient
 
 
 @runtime_checkable

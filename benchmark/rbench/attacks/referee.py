@@ -15,6 +15,7 @@ from rbench_threats.protocol import PIXEL_TOLERANCE, Context, PerturbationSet
 
 WIDTH = 64
 NOT_FINITE = "logits are not finite"
+NO_FALL = "the label still leads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def _batch(
         if out
         else NOT_FINITE
         if not ok
-        else "the label still leads"
+        else NO_FALL
         for yes, e, out, ok in zip(
             accepted[:kept].tolist(), excess[:kept].tolist(), outside[:kept].tolist(), finite[:kept].tolist(), strict=True
         )

@@ -111,11 +111,13 @@ class Search:
         progress: Callable[[int, int], None] | None = None,
         contexts: Context | None = None,
         passes: Passes | None = None,
+        checked: bool = False,
     ) -> None:
         """beyond: how far below 0 a margin must fall to count (for claims that the referee refused). width: one of WIDTHS.
 
-        passes: counted on, also when the model raises in the middle.
+        passes: counted on, also when the model raises in the middle. checked: ask `excess` of attacks that stay inside by themselves too.
         """
+        self.checked = checked
         self.model, self.space, self.attack, self.examples, self.progress = model, space, attack, examples, progress
         self.queue = Queue.of(attack, spec, examples, seed)
         self.width = width_for(len(self.queue.position), width)
@@ -134,7 +136,8 @@ class Search:
         self.best = self._nothing(slots)
         while slots.taken.any():
             for phase, kind in enumerate(self.attack.cycle):
-                seen = look(self.model, self.space, self.attack, slots.ctx, slots.row, self.attack.ask(slots.state), kind, self.passes)
+                theta = self.attack.ask(slots.state)
+                seen = look(self.model, self.space, self.attack, slots.ctx, slots.row, theta, kind, self.passes, self.checked)
                 self._note(slots, seen)
                 slots.state = self.attack.step(self.space, slots.ctx, slots.row, slots.state, seen, phase)
             slots.row = slots.row._replace(step=slots.row.step + 1)
@@ -145,10 +148,8 @@ class Search:
     def _note(self, slots: Slots, seen: Seen) -> None:
         """Keep the smallest margin inside; a fall or a number that is none ends the row and, for a fall, its example's other rows."""
         slots.lived += slots.alive
-        # NaN anywhere, or an infinity that decides; of the gradient too: the sign of NaN is 0, and an attack that follows it stands still
-        sound = (seen.margin if seen.grad is None else seen.margin + seen.grad.sum(1)).isfinite()
-        slots.bad |= slots.alive > sound
-        sound &= slots.alive
+        slots.bad |= slots.alive > seen.sound
+        sound = seen.sound & slots.alive
         better = sound & (seen.margin < slots.margin)
         if seen.inside is not None:
             better &= seen.inside
@@ -222,7 +223,7 @@ class Search:
         copy = torch.empty(slots.alive.shape, dtype=torch.bool, pin_memory=True)
         copy.copy_(slots.alive, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         self._flags.append((copy, event))
         if len(self._flags) < 2:
             return np.ones(len(slots.taken), dtype=bool)

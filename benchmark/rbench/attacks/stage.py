@@ -1,7 +1,7 @@
 """One attack of a plan over a list of examples: searched, refereed, and whatever goes wrong on the way given a name.
 
 Out of memory halves the width; an exception of the model is bisected down to the examples that cause it; a claim that the referee refuses
-sends its example back to the search with a stricter threshold.
+sends its example back to the search, with a stricter threshold where rounding was to blame, and trusting no attack to stay inside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rbench.attacks import tree
 from rbench.attacks.catalogue import Stage
 from rbench.attacks.evaluate import Crash, OutOfMemory, Passes, clean_logits
 from rbench.attacks.noise import Row, row_keys
-from rbench.attacks.referee import NOT_FINITE, WIDTH, Judged, judge
+from rbench.attacks.referee import NO_FALL, NOT_FINITE, WIDTH, Judged, judge
 from rbench.attacks.search import WIDTHS, Best, Examples, Search
 from rbench.attacks.warm import StartAt
 from rbench_core.errors import ModelError
@@ -109,13 +109,16 @@ def _safely(
     """The search, again at half the width when memory is short, and half by half when the model raises."""
     try:
         return _judged(model, space, stage, examples, beyond, seed, width, progress, passes)
-    except OutOfMemory as error:
-        if width == WIDTHS[0]:
-            return Outcome(errors=dict.fromkeys(range(len(examples)), f"out of memory at {width} rows: {error}"), width=width)
-        return _safely(model, space, stage, examples, beyond, seed, width // 2, progress, passes)
+    except (OutOfMemory, torch.OutOfMemoryError, MemoryError) as error:
+        short = f"out of memory at {width} rows: {error}"
     except Crash as error:
+        short = ""
         if len(examples) == 1:
             return Outcome(errors={0: str(error)}, width=width)
+    if short:  # outside the handler, whose exception keeps the failed batch alive
+        if width == WIDTHS[0]:
+            return Outcome(errors=dict.fromkeys(range(len(examples)), short), width=width)
+        return _safely(model, space, stage, examples, beyond, seed, width // 2, progress, passes)
     whole = Outcome()
     for places in torch.arange(len(examples)).split((len(examples) + 1) // 2):
         part = part_of(examples, places.tolist())
@@ -146,6 +149,7 @@ def _judged(
         beyond=beyond,
         progress=progress,
         passes=passes,
+        checked=again > 0,
     )
     best = search.run()
     outcome = Outcome(width=width)
@@ -165,7 +169,8 @@ def _judged(
     if outcome.refused and again < REFUSALS:
         places = list(outcome.refused)
         rows = torch.tensor(places, device=beyond.device)
-        stricter = torch.maximum(2 * best.margin[rows].abs(), 1e-6 * examples.clean[rows].abs().amax(1))
+        rounding = torch.tensor([outcome.refused[place] == NO_FALL for place in places], device=beyond.device)
+        stricter = torch.maximum(2 * best.margin[rows].abs(), 1e-6 * examples.clean[rows].abs().amax(1)) * rounding
         second = _judged(model, space, stage, part_of(examples, places), stricter, seed, width, progress, passes, again + 1)
         for place in second.witnesses:
             del outcome.refused[places[place]]

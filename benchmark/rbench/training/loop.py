@@ -22,7 +22,7 @@ from rbench.attacks.msd import MSD
 from rbench.data import sources
 from rbench.data.dataset import Dataset
 from rbench.progress import Progress
-from rbench_core.errors import TrainingError
+from rbench_core.errors import CardError, TrainingError
 from rbench_core.files import atomic_write, sha256_bytes
 from rbench_threats.catalogue import Threat, resolve
 from rbench_threats.spec import parse
@@ -64,7 +64,7 @@ def train(
     name = name or f"{dataset}-{recipe}"
     images = sources.load(dataset, split="train", root=data)
     held = sources.load(dataset, root=data)
-    work = _begun(chosen, seed, device, folder / f"{name}.partial")
+    work = _begun(chosen, seed, device, total, folder / f"{name}.partial")
     adversary = _adversary(chosen)
     started = time.perf_counter()
     while work.epoch < total:
@@ -83,12 +83,21 @@ def _adversary(recipe: Recipe) -> Adversary | None:
         return None
     threat: Threat = resolve(recipe.threat, recipe.dataset)
     space = threat.members[0]
+    if recipe.scheme != "msd":
+        _check_inner(recipe, threat)
     attack = MSD(threat.members, recipe.rates, recipe.steps) if recipe.scheme == "msd" else build_attack(parse(str(recipe.attack)))
     spec = f"msd{recipe.rates}" if isinstance(attack, MSD) else spec_of(attack)
     return lambda net, x, label, seed: lockstep(net, space, attack, x, label, spec=spec, seed=seed)
 
 
-def _begun(recipe: Recipe, seed: int, device: str, partial: Path) -> Work:
+def _check_inner(recipe: Recipe, threat: Threat) -> None:
+    """The training driver runs one untargeted row per example in one set. Raises CardError."""
+    attack = build_attack(parse(str(recipe.attack)))
+    if len(threat.members) > 1 or attack.restarts > 1 or str(getattr(attack, "loss_name", "")).endswith("-targeted"):
+        raise CardError(f"recipe {recipe.name}: {recipe.attack} on {threat}", expected="an untargeted attack without restarts on one set")
+
+
+def _begun(recipe: Recipe, seed: int, device: str, total: int, partial: Path) -> Work:
     """A net with weights drawn from the seed, or the unfinished run that lies there."""
     factory, _ = from_package(recipe.factory)
     with torch.random.fork_rng(devices=[]):
@@ -98,15 +107,17 @@ def _begun(recipe: Recipe, seed: int, device: str, partial: Path) -> Work:
     if not partial.exists():
         return Work(net, optimiser, 0, [])
     stored = torch.load(partial, map_location=device, weights_only=True)
-    if stored["recipe"] != _fingerprint(recipe, seed):
-        raise TrainingError(f"{partial} belongs to another recipe or seed", fix="Delete it, or choose another folder with --out.")
+    if stored["recipe"] != _fingerprint(recipe, seed, total):
+        raise TrainingError(
+            f"{partial} belongs to another recipe, seed or number of epochs", fix="Delete it, or choose another folder with --out."
+        )
     net.load_state_dict(stored["net"])
     optimiser.load_state_dict(stored["optimiser"])
     return Work(net, optimiser, stored["epoch"], json.loads(stored["log"]))
 
 
-def _fingerprint(recipe: Recipe, seed: int) -> str:
-    return sha256_bytes(f"{recipe!r} {seed}".encode())
+def _fingerprint(recipe: Recipe, seed: int, total: int) -> str:
+    return sha256_bytes(f"{recipe!r} {seed} {total} {torch.__version__}".encode())
 
 
 def _keep(work: Work, partial: Path) -> None:
@@ -152,7 +163,7 @@ def _epoch(work: Work, recipe: Recipe, data: Dataset, adversary: Adversary | Non
         "accuracy": round(right / seen, 5),
         "epoch_seconds": round(time.perf_counter() - began, 3),
     }
-    work.log.append({**row, "recipe": _fingerprint(recipe, seed)})
+    work.log.append({**row, "recipe": _fingerprint(recipe, seed, total)})
 
 
 def hash_of(*numbers: int) -> int:
