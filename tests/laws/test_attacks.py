@@ -12,6 +12,7 @@ from laws import attack_laws as laws
 from laws import wrong_attacks as wrong
 from laws.entries import Entry, attacks, drawn, encounters, entries, plans
 from laws.given import seeds
+from rbench.api import DEFAULT_PLAN
 from rbench.attacks.build import record, spec_of
 from rbench.attacks.catalogue import Plan
 from rbench.attacks.msd import MSD
@@ -121,8 +122,6 @@ def test_plans_say_what_they_do_with_every_set(plan: Plan) -> None:
 
 
 def test_the_default_plan_has_an_attack_for_every_set() -> None:
-    from rbench.api import DEFAULT_PLAN
-
     plan = next(plan for plan in plans() if plan.name == DEFAULT_PLAN)
     assert all(plan.stages_for(entry.space) for entry in entries())
 

@@ -23,7 +23,7 @@ from rbench_results.store import Store
 from rbench_threats.catalogue import build
 from rbench_threats.spec import parse
 
-N = 60
+N = 48
 THREAT = "union(linf(eps=0.06), l2(eps=0.3), l1(eps=0.7), l0(pixels=1), rotation-translation(degrees=4, shift=0.1))"
 PLAN = "plan(pgd(steps=3, restarts=2), apgd(loss=dlr-targeted, steps=4, top=2), apgd-sparse(steps=4), topk(steps=4, restarts=2))"
 KEYS = rbench.attacks.noise.row_keys
@@ -41,9 +41,9 @@ def members_of(folder: Path, questions: list[dict[str, str]]) -> dict[str, Statu
         return {question["spec"]: store.answered(question["key"]) for question in questions}
 
 
-@pytest.mark.parametrize("piece", [4, 17, 60])
+@pytest.mark.parametrize("piece", [10, 17, 48])
 def test_pieces_do_not_matter(piece: int, undisturbed: Statuses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of four, of seventeen, and all at once."""
+    """Chunks of ten, of seventeen, and all at once."""
     monkeypatch.setattr(rbench.runner, "CHUNK", piece)
     assert statuses(run(tmp_path, threat=THREAT, plan=PLAN, n=N)) == undisturbed
 

@@ -80,10 +80,12 @@ def run_stage(
 ) -> Outcome:
     """Attack every example once more. closest: what earlier attacks of the plan saw, for a stage that starts from there."""
     if stage.foreign:
+        spent = Passes()
         try:
-            return _foreign(model, space, stage, examples, seed, width)
-        except (Crash, OutOfMemory) as error:
-            raise ModelError(f"{stage.label}: {error}") from error
+            return _foreign(model, space, stage, examples, seed, width, spent)
+        except (ModelError, Crash, OutOfMemory) as error:  # it needs the whole block, so nobody can say whose fault it is
+            said = f"{stage.label}: {error}"
+            return Outcome(errors=dict.fromkeys(range(len(examples)), said), passes=spent, width=width)
     if stage.start == "best" and closest:
         known = torch.tensor([place in closest for place in range(len(examples))], device=examples.x.device)
         none = torch.zeros_like(next(iter(closest.values()))[1])
@@ -190,14 +192,12 @@ def _witness(judged: Judged, row: int, theta: Tensor, target: int, restart: int)
     return Witness(theta.cpu(), judged.images[row].cpu(), *numbers, target, restart)
 
 
-def _foreign(model: nn.Module, space: PerturbationSet, stage: Stage, examples: Examples, seed: int, width: int) -> Outcome:
+def _foreign(model: nn.Module, space: PerturbationSet, stage: Stage, examples: Examples, seed: int, width: int, passes: Passes) -> Outcome:
     """An attack of another library: it returns images, and the referee treats them as it treats ours."""
     ctx, bad = plain_context(space, examples, seed), set[int]()
     attack, counter = stage.attack, _Counter(model, lambda images: _blame(space, ctx, images, len(examples), bad))
-    try:
-        images = attack.attack(counter, space, examples.x, examples.label, seed=seed, classes=examples.clean.shape[1])  # type: ignore[union-attr]
-    except ModelError as error:  # the library's attack cannot go on without the whole block
-        return Outcome(errors=dict.fromkeys(range(len(examples)), str(error)), passes=counter.passes, width=width)
+    counter.passes = passes
+    images = attack.attack(counter, space, examples.x, examples.label, seed=seed, classes=examples.clean.shape[1])  # type: ignore[union-attr]
     outcome = Outcome(passes=counter.passes, width=width, errors=dict.fromkeys(sorted(bad), BAD))
     outcome.passes.useful = outcome.passes.forward
     theta = space.from_images(ctx, images.to(examples.x))  # type: ignore[attr-defined]  # the capability "additive"

@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     _write_what_can_be_written()
     try:
-        return int(cli.main(args, prog_name="rbench", standalone_mode=False) or 0)
+        code = int(cli.main(args, prog_name="rbench", standalone_mode=False) or 0)
+        sys.stdout.flush()  # here, where a full disk is still an error of ours
+        return code
     except RbenchError as error:
         return _complain(str(error), error.exit_code)
     except click.ClickException as error:
@@ -85,8 +87,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = ": finished chunks are kept, and the same command goes on from there" if args[:1] == ["run"] else ""
         return _complain(f"stopped by the keyboard{kept}.", 130)
     except Exception as error:
+        if isinstance(error, OSError):
+            _give_up_stdout()
         what = f"{type(error).__name__}: {error}".rstrip(": .")
         return _complain(f"{what}. Rerun with RBENCH_DEBUG=1 for the traceback.", 1)
+
+
+def _give_up_stdout() -> None:
+    """What stdout could not take must not be tried again when the interpreter ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return  # stdout is no file, so nothing is left in it
 
 
 def _write_what_can_be_written() -> None:
