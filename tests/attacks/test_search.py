@@ -23,7 +23,7 @@ from rbench.attacks.search import WIDTHS, Best, Examples, Search, width_for
 from rbench_threats.lp import Linf
 from rbench_threats.protocol import PerturbationSet
 
-N = 40
+N = 32
 SMALL = (1, 8, 8)
 LINF = Linf("0.05")
 BUDGET = {"steps": 8, "restarts": 2, "top": 3}
@@ -96,9 +96,9 @@ def test_width_order_and_neighbours_do_not_matter(attack: Attack, entry: Entry) 
     examples = examples_of(net, entry.shape)
     first, _ = searched(net, entry.space, attack, examples)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
-    for width in (32, 64, 256):
+    for width in (32, 256):
         _same(first, searched(net, entry.space, attack, examples, width)[0], torch.arange(N))
-    for rows in (order, order[:7], torch.arange(20, 40)):
+    for rows in (order, order[:7], torch.arange(12, 32)):
         _same(first, searched(net, entry.space, attack, some(examples, rows))[0], rows)
 
 
@@ -124,7 +124,7 @@ def test_an_attack_that_watches_its_neighbours_is_caught() -> None:
         _same(first, searched(net, LINF, attack, examples, 64)[0], torch.arange(N))
 
 
-@pytest.mark.parametrize("width", [16, 64, 256])
+@pytest.mark.parametrize("width", [16, 256])
 @pytest.mark.parametrize(("attack", "entry"), CASES, ids=_id)
 def test_passes_are_what_the_model_saw(attack: Attack, entry: Entry, width: int) -> None:
     """Padding included; and never a batch outside the list of widths."""

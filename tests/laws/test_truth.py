@@ -106,9 +106,9 @@ def test_two_classes(attack: Attack, space: PerturbationSet, kind: Callable[...,
         law_found_at(net, space, attack, examples, factor)
 
 
-@pytest.mark.parametrize(("kind", "grey"), CASES, ids=_id)
 @pytest.mark.parametrize("spec", TARGETED)
-def test_ten_classes_with_targets(spec: str, kind: Callable[..., Any], grey: bool) -> None:
+def test_ten_classes_with_targets(spec: str) -> None:
+    kind, grey = CASES[1]
     attack = resolve_plan(spec).stages[0].attack
     for space in BALLS:
         if space.family in TARGETED[spec]:
@@ -126,15 +126,15 @@ def test_the_default_plan(space: PerturbationSet) -> None:
         assert fallen_to(net, truth.at_radius(space, factor), plan, examples) >= share * len(examples)
 
 
-@pytest.mark.parametrize("pixels", [2, 3])
-@pytest.mark.parametrize("classes", [2, 10])
-@pytest.mark.parametrize("shape", [(1, 6, 6), (2, 5, 5)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "classes", "pixels"), [((1, 6, 6), 2, 3), ((1, 6, 6), 10, 2), ((2, 5, 5), 2, 2), ((2, 5, 5), 10, 2)], ids=str
+)
 def test_fewest_pixels(shape: tuple[int, int, int], classes: int, pixels: int) -> None:
     """l0, box and channels included: nothing falls to fewer pixels than it needs, nearly all to as many, all to one more."""
     net, affine = truth.linear(shape, classes, 3)
-    examples, _ = truth.pixels_apart(affine, net, pixels, 32, 7, shape)
+    examples = truth.pixels_apart(affine, net, pixels, 24, 7, shape)
     attack = TopK(restarts=5)
-    assert len(examples) >= 2
+    assert len(examples) == 24
     assert fallen(net, L0(pixels - 1), attack, examples) == 0
     assert fallen(net, L0(pixels), attack, examples) >= 0.9 * len(examples)
     assert fallen(net, L0(pixels + 1), attack, examples) == len(examples)

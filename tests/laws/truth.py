@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from laws import formulas
 from laws.given import images
@@ -133,10 +133,10 @@ def fewest_pixels(affine: Affine, x: formulas.Array) -> formulas.Array:
     return found
 
 
-def pixels_apart(affine: Affine, net: nn.Module, pixels: int, count: int, seed: int, shape: Shape) -> tuple[Examples, Tensor]:
-    """Images that need exactly `pixels` pixels, of many; and how many were tried."""
+def pixels_apart(affine: Affine, net: nn.Module, pixels: int, count: int, seed: int, shape: Shape) -> Examples:
+    """Images that need exactly `pixels` pixels to fall."""
     x = images(shape, 40 * count, seed).double().numpy()
     chosen = np.flatnonzero(fewest_pixels(affine, x) == pixels)[:count]
     found = torch.from_numpy(x[chosen]).float()
     logits = net(found)
-    return Examples(found, logits.argmax(1), torch.arange(len(found)), logits), torch.tensor(len(x))
+    return Examples(found, logits.argmax(1), torch.arange(len(found)), logits)

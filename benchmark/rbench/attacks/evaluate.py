@@ -95,7 +95,7 @@ def called(model: Model, images: Float[Tensor, "rows c h w"]) -> Float[Tensor, "
 def gradient(loss: Float[Tensor, " rows"], theta: Tensor) -> tuple[Tensor]:
     """d Σ loss / d θ; a model that cuts the graph is named as such. Raises ModelError, Crash, OutOfMemory."""
     try:
-        return torch.autograd.grad(loss.sum(), theta)  # type: ignore[return-value]
+        return torch.autograd.grad(loss, theta, torch.ones_like(loss))  # type: ignore[return-value]
     except Exception as error:
         if "does not require grad" in str(error) or "not have been used" in str(error):
             raise ModelError(

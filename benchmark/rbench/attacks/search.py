@@ -154,7 +154,7 @@ class Search:
         if seen.inside is not None:
             better &= seen.inside
         slots.margin = torch.where(better, seen.margin, slots.margin)
-        slots.theta = tree.pick(better, self.attack.ask(slots.state), slots.theta)
+        slots.theta.lerp_(self.attack.ask(slots.state), better.to(slots.theta.dtype)[:, None])  # tree.pick, in place
         fell = better & (seen.margin < slots.falls_at)
         slots.alive = sound > fell
         if not self.alone:
@@ -236,7 +236,7 @@ class Search:
         alive = self._polled(slots)
         gone = slots.taken & ~alive
         dead, more = np.count_nonzero(gone), self.served < len(self.queue.position)
-        if dead == 0 or (more and dead < self.width // 16):
+        if dead == 0 or (more and dead < self.width // 32):
             return slots
         self._file(slots, np.flatnonzero(gone).tolist())
         free = np.flatnonzero(~slots.taken).tolist()
