@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -158,13 +158,81 @@ def test_a_fall_ends_the_examples_other_rows() -> None:
     assert search.passes.forward <= 6 * N
 
 
+@dataclass(frozen=True)
+class Staggered(PGD):
+    """Rows of different lengths, 1 to 7 looks by example; and with `doomed` restart 0 asks for a fall at its fourth look."""
+
+    doomed: bool = False
+
+    def step(self, space: Any, ctx: Any, row: Row, state: Position, seen: Any, phase: int) -> Position:
+        falls = (row.restart == 0) & (row.step == 2) & self.doomed
+        return Position(torch.where(falls[:, None], 0.01, 0.0).expand_as(state.theta).clone())
+
+    def begin(self, space: Any, ctx: Any, row: Row) -> Position:
+        return Position(torch.zeros_like(ctx.lower))
+
+    def goes_on(self, state: Position, row: Row) -> Tensor:
+        return row.step < (50 if self.doomed else 1 + row.example % 7)
+
+
+def brightened(x: Tensor) -> Tensor:
+    """Class 1 for images that are brighter than black."""
+    return torch.stack([0.5 - 100 * x.mean((1, 2, 3)), torch.zeros(len(x))], 1)
+
+
+def black(count: int) -> Examples:
+    x = torch.zeros(count, *SMALL)
+    return Examples(x, torch.zeros(count, dtype=torch.long), torch.arange(count), brightened(x))
+
+
+@pytest.mark.parametrize("width", [16, 256])
+def test_useful_passes_are_those_of_living_rows_whatever_their_length(width: int) -> None:
+    """A dead row that waits for its successor is looked at, and is of no use."""
+    best, search = searched(brightened, LINF, Staggered(), black(400), width)
+    assert not best.fell.any()
+    assert search.passes.useful == sum(1 + index % 7 for index in range(400))
+    assert search.passes.useful < search.passes.forward
+
+
+def test_a_fall_ends_the_rows_beside_it() -> None:
+    """Eight restarts of four images side by side; the first of them falls at its fourth look, and the others are dead at once."""
+    best, search = searched(brightened, LINF, Staggered(restarts=8, doomed=True), black(4), 32)
+    assert best.fell.all()
+    assert best.restart.tolist() == [0] * 4
+    assert search.passes.useful == 4 * 8 * 4
+    assert search.passes.forward == 32 * 4
+
+
+class FreeAtLast(Linf):
+    """A set whose contexts differ by restart: in the first nothing may move."""
+
+    def context(self, x: Tensor, row: Row) -> Any:
+        ctx = super().context(x, row)
+        return replace(ctx, lower=ctx.lower * (row.restart > 0)[:, None], upper=ctx.upper * (row.restart > 0)[:, None])
+
+
+def test_every_restart_has_its_own_context() -> None:
+    """Made once per (image, restart), and handed to the rows of that restart."""
+    net = curved_net(SMALL)
+    examples = examples_of(net)
+    still, _ = searched(net, FreeAtLast("0.1"), PGD(steps=8), examples)
+    assert not still.fell.any()
+    assert not still.theta.any()
+    best, _ = searched(net, FreeAtLast("0.1"), PGD(steps=8, restarts=2), examples)
+    plain, _ = searched(net, Linf("0.1"), PGD(steps=8, restarts=2), examples)
+    assert best.fell.any()
+    assert (best.restart[best.fell] == 1).all()
+    assert not (best.fell & ~plain.fell).any()
+
+
 def test_a_tie_is_no_fall() -> None:
     """Constant logits: margin 0 everywhere, for every label."""
     net = Around(curved_net(SMALL), after=lambda z: 0 * z + 1)
     examples = examples_of(curved_net(SMALL))
-    best, _ = searched(net, LINF, PGD(steps=5), examples)
+    best, search = searched(net, LINF, PGD(steps=5), examples)
     assert not best.fell.any()
     assert (best.margin == 0).all()
+    assert search.passes.useful == N * 6, "a tie ended the search"
 
 
 def nan_where(condition: Any, value: float = torch.nan) -> Any:

@@ -18,7 +18,6 @@ ROWS = 24  # 4 kinds of images beside 6 kinds of θ
 SCALES = (1e-3, 0.1, 1.0, 30.0)
 
 seeds = st.integers(0, 2**31)
-scales = st.sampled_from(SCALES)
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,12 @@ class Falls(nn.Module):
 
     def __init__(self, after: int) -> None:
         super().__init__()
-        self.net, self.limit, self.passes = digit_net(), after, [0]
+        self.net, self.count = digit_net(), {"passes": 0, "limit": after}  # a dict is no setting: the digest stays when it changes
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.passes[0] += 1
-        if self.passes[0] > self.limit:
+        self.count["passes"] += 1
+        if self.count["passes"] > self.count["limit"]:
             raise RuntimeError("the card has fallen out\nof its slot")
         return self.net(x)  # type: ignore[no-any-return]
 
@@ -136,9 +136,10 @@ def test_a_model_that_breaks_in_the_middle(after: int, tmp_path: Path, trusted: 
     errors = [row["reason"] for row in report.data["verdicts"] if row["status"] == "error"]
     assert errors
     assert set(errors) == {"the model raised RuntimeError: the card has fallen out of its slot"}
-    model.limit = 10**9
-    healed = statuses(run(tmp_path, model, threat=UNION, plan=PLAN))
-    assert healed == trusted
+    model.count["limit"] = 10**9
+    healed = run(tmp_path, model, threat=UNION, plan=PLAN)
+    assert healed.data["questions"] == report.data["questions"]
+    assert statuses(healed) == trusted
 
 
 def test_a_model_that_raises_under_attack_only(tmp_path: Path, trusted: Statuses) -> None:

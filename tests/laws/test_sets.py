@@ -9,7 +9,7 @@ from hypothesis import given
 
 from laws import set_laws
 from laws.entries import Entry, drawn, entries, threats
-from laws.given import given_batch, scales, seeds
+from laws.given import SCALES, given_batch, seeds
 from rbench_threats.catalogue import SETS, build
 from rbench_threats.composite import Union
 from rbench_threats.spec import parse
@@ -33,16 +33,18 @@ def test_sets(law: Callable[..., None], entry: Entry, seed: int) -> None:
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
 @pytest.mark.parametrize("law", set_laws.SCALED_LAWS, ids=lambda law: law.__name__)
 @drawn
-@given(seed=seeds, scale=scales)
-def test_projections(law: Callable[..., None], entry: Entry, seed: int, scale: float) -> None:
-    law(given_batch(entry.space, entry.shape, seed), seed, scale)
+@given(seed=seeds)
+def test_projections(law: Callable[..., None], entry: Entry, seed: int) -> None:
+    for scale in SCALES:
+        law(given_batch(entry.space, entry.shape, seed), seed, scale)
 
 
 @pytest.mark.parametrize("entry", [entry for entry in ENTRIES if entry.space.family == "l0"], ids=str)
 @drawn
-@given(seed=seeds, scale=scales)
-def test_l0_by_enumeration(entry: Entry, seed: int, scale: float) -> None:
-    set_laws.law_l0_is_nearest_of_all_choices(entry.space, seed, scale)
+@given(seed=seeds)
+def test_l0_by_enumeration(entry: Entry, seed: int) -> None:
+    for scale in SCALES:
+        set_laws.law_l0_is_nearest_of_all_choices(entry.space, seed, scale)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
