@@ -33,6 +33,11 @@ def ours(attack: Attack, given: Given) -> tuple[Tensor, Tensor, list[Tensor]]:
     return seen[0][0], functional.softplus(seen[-1][1].best_loss), [state.size for _, state in seen]
 
 
+def agreed(best: Tensor, known: Tensor) -> float:
+    """The share of rows whose losses agree to float32."""
+    return float(((best - known).abs() <= 4e-6 * known.abs()).float().mean())
+
+
 def given_for(space: PerturbationSet, attack: Attack) -> Given:
     """In l2 only images about 0.5, where the box is far: theirs is no projection onto ball ∩ box."""
     whole = begun(attack, space, SHAPE, 0)
@@ -44,13 +49,12 @@ CASES = [("Linf", Linf("0.1")), ("L2", L2("0.4")), ("Linf", Linf("0.3")), ("L2",
 
 @pytest.mark.parametrize(("norm", "space"), CASES, ids=str)
 def test_apgd_is_autoattacks(norm: str, space: PerturbationSet) -> None:
-    """Not bit by bit: signs of gradients of 1e-9 differ. One row in ten may part ways."""
+    """To six digits of the loss, for every row: another momentum, threshold or first checkpoint costs half of them on the larger ball."""
     attack = APGD(steps=STEPS)
     given = given_for(space, attack)
     start, best, sizes = ours(attack, given)
     known = theirs(curved_net(SHAPE), given, norm, start)
-    close = (best - known).abs() <= 1e-3 * known.abs().clamp_min(1e-2)
-    assert close.float().mean() >= 0.9, f"{best} against {known}"
+    assert agreed(best, known) >= 0.95, f"{best} against {known}"
     assert (sizes[-1] < 2).any(), "no step size was ever halved: the schedule was not tested"
 
 
@@ -69,7 +73,7 @@ def test_a_schedule_that_never_halves_is_caught(eps: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(APGD, "step", stubborn)
     start, best, _ = ours(attack, given)
     known = theirs(curved_net(SHAPE), given, "Linf", start)
-    assert ((best - known).abs() <= 1e-3 * known.abs().clamp_min(1e-2)).float().mean() < 0.9
+    assert agreed(best, known) < 0.9
 
 
 def test_sparse_apgd_reaches_autoattacks_loss() -> None:

@@ -134,6 +134,7 @@ def law_targets(attack: Attack, seed: int) -> None:
         assert all(len(set(row)) == len(row) for row in targets.tolist()), "a target twice"
         chosen = clean.gather(1, targets)
         assert (chosen.diff(dim=1) <= 0).all(), "not best first"
+        assert targets.shape[1] == min(getattr(attack, "top", 1), classes - 1)
         left_out = clean.scatter(1, targets, -torch.inf).scatter(1, label[:, None], -torch.inf).amax(1)
         assert (chosen[:, -1] >= left_out).all(), "a better class was left out"
 

@@ -15,7 +15,7 @@ from rbench.attacks.noise import Row, row_keys
 from rbench_threats.protocol import PerturbationSet
 
 ROWS = 24  # 4 kinds of images beside 6 kinds of θ
-SCALES = (1e-3, 0.1, 1.0, 30.0)
+SCALES = (1e-3, 0.1, 1.0, 30.0, 1e3)
 
 seeds = st.integers(0, 2**31)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from laws.given import seeds
 from rbench.api import DEFAULT_PLAN
 from rbench.attacks.build import record, spec_of
 from rbench.attacks.catalogue import Plan
+from rbench.attacks.losses import LOSSES
 from rbench.attacks.msd import MSD
 from rbench.attacks.pgd import PGD
 from rbench.attacks.protocol import Attack
@@ -58,7 +60,13 @@ def test_rows_are_islands(attack: Attack, entry: Entry, seed: int) -> None:
     laws.law_attack_rows_are_islands(attack, laws.begun(attack, entry.space, entry.shape, seed), seed)
 
 
-@pytest.mark.parametrize("attack", attacks(), ids=_id)
+def with_every_loss() -> list[Attack]:
+    """Every attack of the catalogue, and those that take a loss with each of them."""
+    lossy = [attack for attack in attacks() if "loss_name" in {field.name for field in fields(attack)}]  # type: ignore[arg-type]
+    return attacks() + [replace(attack, loss_name=name) for attack in lossy for name in LOSSES]  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("attack", with_every_loss(), ids=spec_of)
 @drawn
 @given(seed=seeds)
 def test_targets(attack: Attack, seed: int) -> None:
