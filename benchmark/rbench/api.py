@@ -19,10 +19,11 @@ from rbench.attacks.catalogue import Plan, resolve_plan
 from rbench.attacks.search import WIDTHS
 from rbench.data import sources
 from rbench.data.dataset import Dataset
+from rbench.judging import Asked
 from rbench.models import Wrapped, attacked, find
 from rbench.progress import Progress
 from rbench.report import Report
-from rbench.runner import Asked, Runner, now
+from rbench.runner import Runner, now
 from rbench.witnesses import check as known_policy
 from rbench_core.errors import UsageError
 from rbench_core.files import results_folder
@@ -106,7 +107,8 @@ def evaluate(
             progress.update if progress is not None else _silent,
         )
         runner = Runner(asked, store)
-        with _recorded(runner, asked_threat, started, _command(asked, model, named, threat, eps)):
+        request = {key: value for key, value in (("model", model), ("dataset", named)) if isinstance(value, str)}
+        with _recorded(runner, asked_threat, started, _command(asked, model, named, threat, eps), request):
             runner.run()
         if site:
             from rbench_results.site.build import build_site
@@ -203,7 +205,7 @@ def _run_id(wrapped: Wrapped, threat: Threat) -> str:
 
 
 @contextmanager
-def _recorded(runner: Runner, threat: Threat, started: float, command: str) -> Iterator[None]:
+def _recorded(runner: Runner, threat: Threat, started: float, command: str, request: dict[str, str]) -> Iterator[None]:
     """The run's own row: begun before the first verdict, ended as done or failed."""
     asked, store = runner.asked, runner.store
     model, data = asked.model, asked.data
@@ -246,9 +248,8 @@ def _recorded(runner: Runner, threat: Threat, started: float, command: str) -> I
             command=command,
             questions=[(record.key, record.spec) for record in runner.questions],
             card=model.card,
-            environment=_environment(asked),
-            warnings=[],
-            seconds=0.0,
+            environment=environment(asked),
+            request=request,
         )
     )
     try:
@@ -293,7 +294,7 @@ def _command(asked: Asked, model: str | nn.Module, dataset: Any, threat: str, ep
     return f"rbench.evaluate({given}, dataset={on}, {', '.join(f'{key}={value!r}' for key, value in values.items())})"
 
 
-def _environment(asked: Asked) -> dict[str, Any]:
+def environment(asked: Asked) -> dict[str, Any]:
     device = torch.cuda.get_device_name(asked.model.device) if asked.model.device.type == "cuda" else platform.machine()
     return {
         "rbench": importlib.metadata.version("rbench"),

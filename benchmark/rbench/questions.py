@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rbench.attacks.catalogue import Plan
-from rbench_core.files import canonical_json, sha256_bytes
 from rbench_results.records import QuestionRecord
+from rbench_results.seal import question_key
 from rbench_threats.protocol import PerturbationSet
 
 ENGINE = "1"  # of the attacks, the engine and the referee: another version is another question
@@ -26,13 +27,9 @@ def exact(space: PerturbationSet) -> dict[str, str]:
 
 def question(model: str, dataset: str, space: PerturbationSet, plan: Plan, seed: int) -> QuestionRecord:
     """The record of one question. model, dataset: digests."""
-    set_ = set_record(space)
-    content = {
-        "model": model, "dataset": dataset, "set": set_, "objective": OBJECTIVE, "plan": plan.record(), "seed": seed,
-        "engine": ENGINE, "precision": PRECISION,
-    }  # fmt: skip
-    return QuestionRecord(
-        key=sha256_bytes(canonical_json(content).encode()), model=model, dataset=dataset, spec=str(space), set=set_, family=space.family,
-        extent=exact(space), objective=OBJECTIVE, plan=plan.name, plan_json=plan.record(), seed=seed, engine=ENGINE, precision=PRECISION,
-        title=str(space), sentence=space.sentence,
+    record = QuestionRecord(
+        key="", model=model, dataset=dataset, spec=str(space), set=set_record(space), family=space.family, extent=exact(space),
+        objective=OBJECTIVE, plan=plan.name, plan_json=plan.record(), seed=seed, engine=ENGINE, precision=PRECISION, title=str(space),
+        sentence=space.sentence,
     )  # fmt: skip
+    return replace(record, key=question_key(record))

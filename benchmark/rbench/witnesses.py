@@ -30,7 +30,7 @@ def store_witnesses(
 ) -> dict[int, tuple[str, int]]:
     """Write one chunk's witnesses, whole or not at all; where each index lies: (file relative to folder, row).
 
-    The name carries the content's digest: the same chunk computed twice, after a kill say, is the same file.
+    The name carries the content's SHA-256: the same chunk computed twice, after a kill say, is the same file, and a changed one is told.
     """
     chosen = sorted(found)
     if keep == "sample":
@@ -44,6 +44,6 @@ def store_witnesses(
         "theta": torch.stack([found[index].theta for index in chosen]),
     }
     data = save(tensors)
-    name = f"witnesses/{key[:16]}/{first:06d}-{sha256_bytes(data)[:8]}.safetensors"
+    name = f"witnesses/{key[:16]}/{first:06d}-{sha256_bytes(data)}.safetensors"
     atomic_write(folder / name, data)
     return {index: (name, row) for row, index in enumerate(chosen)}

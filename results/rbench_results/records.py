@@ -85,6 +85,7 @@ class VerdictRecord:
     threads: int
     torch: str
     run: str
+    seal: str = ""  # SHA-256 of all the above and the question's key; "" before it is stored, or stored before there were seals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,4 +132,26 @@ class RunRecord:
     card: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     warnings: list[dict[str, str]] = field(default_factory=list)  # {"code", "text"}
+    seconds: float = 0.0
+    request: dict[str, Any] = field(default_factory=dict)  # {"model", "dataset"} as they were asked for; absent where they were objects
+    submitted: dict[str, Any] | None = None  # {"name", "bundle" (SHA-256), "contact"} of a run that came by a bundle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationRecord:
+    """What somebody confirmed of a run: of its n examples `confirmed` were proved or computed again with the same answer.
+
+    `checks` are {"name", "checked", "wrong", "text"}, `problems` the lines that name what is wrong; `ok` means that there are none.
+    """
+
+    id: str
+    run: str
+    started: str
+    bundle: str | None = None  # SHA-256 of the bundle that was verified; None: a run of this store
+    ok: bool
+    n: int
+    confirmed: int
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0

@@ -13,13 +13,14 @@ from sqlalchemy import Table
 
 from rbench_core.errors import StoreError
 from rbench_results import schema
-from rbench_results.records import STATUSES, StageRecord, VerdictRecord
+from rbench_results.records import STATUSES, DatasetRecord, StageRecord, VerdictRecord
+from rbench_results.seal import seal_of
 
 Record = TypeVar("Record")
 
 
-def verdict_row(question: int, kind: str, verdict: VerdictRecord) -> dict[str, Any]:
-    """The table row of a verdict. Raises StoreError for a status, index or witness path that no reader would understand."""
+def verdict_row(question: int, key: str, kind: str, verdict: VerdictRecord) -> dict[str, Any]:
+    """The table row of a verdict, sealed unless it brings a seal. Raises StoreError for what no reader would understand."""
     if verdict.status not in STATUSES[kind]:
         raise StoreError(f"example {verdict.index}: status {verdict.status!r}", expected=f"one of: {', '.join(sorted(STATUSES[kind]))}")
     if verdict.index < 0:
@@ -28,7 +29,10 @@ def verdict_row(question: int, kind: str, verdict: VerdictRecord) -> dict[str, A
         path = PurePosixPath(verdict.witness)
         if path.is_absolute() or ".." in path.parts:
             raise StoreError(f"example {verdict.index}: witness file {verdict.witness!r}", expected="a path inside the results folder")
-    return {**to_row(schema.Verdict, verdict), "question_id": question}
+    row = to_row(schema.Verdict, verdict)
+    if not verdict.seal:  # of the values as they are stored
+        row["seal"] = seal_of(key, to_record(VerdictRecord, row))
+    return {**row, "question_id": question}
 
 
 def stage_row(question: int, key: str, stage: StageRecord) -> dict[str, Any]:
@@ -47,6 +51,11 @@ def to_record(kind: type[Record], row: Mapping[Any, Any], **given: Any) -> Recor
     """A record from the columns of the same names; `given` stands in for those that need a conversion."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # every kind of record is a dataclass
     return kind(**{name: given[name] if name in given else row[name] for name in names})
+
+
+def dataset_record(row: Mapping[Any, Any]) -> DatasetRecord:
+    """A data set; JSON has lists where the record has tuples."""
+    return to_record(DatasetRecord, row, shape=tuple(row["shape"]), classes=tuple(row["classes"]))
 
 
 def columns(kind: type[schema.Base]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import JSON, Double, ForeignKey, Index, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0001"  # the newest revision in migrations/versions: lets an up-to-date database open without importing Alembic
+HEAD = "0002"  # the newest revision in migrations/versions: lets an up-to-date database open without importing Alembic
 
 # Constraints need fixed names: SQLite's ALTER rebuilds a table and finds them by name.
 NAMES = {
@@ -106,6 +106,8 @@ class Run(Base):
     environment: Mapped[dict[str, Any]]
     warnings: Mapped[list[Any]]
     seconds: Mapped[float]
+    request: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    submitted: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class RunQuestion(Base):
@@ -160,3 +162,21 @@ class Verdict(Base):
     threads: Mapped[int]
     torch: Mapped[str]
     run: Mapped[str] = mapped_column(ForeignKey("run.id"))
+    seal: Mapped[str] = mapped_column(server_default="")
+
+
+class Verification(Base):
+    """See VerificationRecord. A bundle is verified before its run is in the store, so `run` refers to no row."""
+
+    __tablename__ = "verification"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    run: Mapped[str] = mapped_column(index=True)
+    started: Mapped[str]
+    bundle: Mapped[str | None]
+    ok: Mapped[bool]
+    n: Mapped[int]
+    confirmed: Mapped[int]
+    checks: Mapped[list[Any]]
+    problems: Mapped[list[Any]]
+    environment: Mapped[dict[str, Any]]
+    seconds: Mapped[float]

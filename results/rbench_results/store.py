@@ -18,8 +18,18 @@ from sqlalchemy.sql import ColumnElement
 from rbench_core.errors import ModelError, StoreError, UnknownName
 from rbench_results import schema
 from rbench_results.database import open_database, reading, writing
-from rbench_results.records import RUN_STATES, STATUSES, DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
-from rbench_results.rows import columns, stage_row, table_of, to_record, to_row, verdict_row
+from rbench_results.records import (
+    RUN_STATES,
+    STATUSES,
+    DatasetRecord,
+    ModelRecord,
+    QuestionRecord,
+    RunRecord,
+    StageRecord,
+    VerdictRecord,
+    VerificationRecord,
+)
+from rbench_results.rows import columns, dataset_record, stage_row, table_of, to_record, to_row, verdict_row
 
 PROBE_TOLERANCE = 1e-3  # logits of one model on another machine differ by about 1e-6; of another model by far more
 ADDED_UP = ("entered", "broken", "refused", "errors", "forward", "backward", "useful", "seconds")
@@ -29,7 +39,7 @@ class Store:
     """The records of one results folder. Use it as a context manager, or close() it."""
 
     def __init__(self, folder: Path, engine: Engine) -> None:
-        self.folder, self._engine = folder, engine
+        self.folder, self.engine = folder, engine
 
     @classmethod
     def open(cls, folder: Path, *, create: bool = True) -> Store:
@@ -37,7 +47,7 @@ class Store:
         return cls(folder, open_database(folder, create=create))
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.engine.dispose()
 
     def __enter__(self) -> Store:
         return self
@@ -49,9 +59,9 @@ class Store:
 
     def put_model(self, record: ModelRecord) -> None:
         """Store a model, or its new name, title and card. Raises ModelError if a model of this digest answered the probe otherwise."""
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             stored = connection.execute(select(schema.Model.probe).where(schema.Model.digest == record.digest)).scalar()
-            if stored is not None and not _same_logits(stored, record.probe):
+            if stored is not None and not same_logits(stored, record.probe):
                 raise ModelError(
                     f"model {record.name} ({record.digest[:12]}…) answers the probe images otherwise than when it was stored",
                     expected=f"logits within {PROBE_TOLERANCE:g}",
@@ -61,19 +71,19 @@ class Store:
 
     def put_dataset(self, record: DatasetRecord) -> None:
         """Store a data set, or its new name, split and note."""
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             _put(connection, schema.Dataset, record, editorial=("name", "split", "note"))
 
     def put_question(self, record: QuestionRecord) -> None:
         """Store a question, or its new title and sentence. Its model and data set must be stored."""
         if record.kind not in STATUSES:
             raise StoreError(f"question {record.key[:12]}: kind {record.kind!r}", expected=f"one of: {', '.join(STATUSES)}")
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             _put(connection, schema.Question, record, key="key", editorial=("title", "sentence"))
 
     def start_run(self, record: RunRecord) -> None:
         """Store a run and its questions, which must be stored."""
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             connection.execute(insert(schema.Run).values(to_row(schema.Run, record)))
             for position, (key, spec) in enumerate(record.questions):
                 question, _ = _question_id(connection, key)
@@ -85,21 +95,21 @@ class Store:
             raise StoreError(f"run {id}: state {state!r}", expected=f"one of: {', '.join(sorted(RUN_STATES))}")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         values = {"state": state, "warnings": [dict(warning) for warning in warnings], "seconds": float(seconds), "finished": now}
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             if connection.execute(update(schema.Run).where(schema.Run.id == id).values(values)).rowcount == 0:
                 raise StoreError(f"run {id} was never started")
 
     def models(self) -> list[ModelRecord]:
         """All models, by name."""
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             rows = connection.execute(select(schema.Model.__table__).order_by(schema.Model.name)).mappings()
             return [to_record(ModelRecord, row) for row in rows]
 
     def datasets(self) -> list[DatasetRecord]:
         """All data sets, by name."""
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             rows = connection.execute(select(schema.Dataset.__table__).order_by(schema.Dataset.name)).mappings()
-            return [to_record(DatasetRecord, row, shape=tuple(row["shape"]), classes=tuple(row["classes"])) for row in rows]
+            return [dataset_record(row) for row in rows]
 
     def question(self, key: str) -> QuestionRecord:
         """Raises UnknownName."""
@@ -111,7 +121,7 @@ class Store:
     def questions(self, **equal: str) -> list[QuestionRecord]:
         """Questions whose fields have the given values, `questions(model=digest, family="linf")`; the oldest first."""
         query = select(schema.Question.__table__).order_by(schema.Question.id)
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             return [to_record(QuestionRecord, row) for row in connection.execute(query.filter_by(**equal)).mappings()]
 
     def runs(self) -> list[RunRecord]:
@@ -128,16 +138,16 @@ class Store:
         raise UnknownName("run", name, found or ids, fix=fix)
 
     def _run_ids(self) -> list[str]:
-        with reading(self._engine) as connection:
-            return list(connection.execute(select(schema.Run.id).order_by(schema.Run.started, schema.Run.number)).scalars())
+        with reading(self.engine) as connection:
+            return list(connection.execute(select(schema.Run.id).order_by(schema.Run.started, schema.Run.id)).scalars())
 
     def _runs(self, id: str | None = None) -> list[RunRecord]:
-        runs = select(schema.Run.__table__).order_by(schema.Run.started, schema.Run.number)
+        runs = select(schema.Run.__table__).order_by(schema.Run.started, schema.Run.id)
         link = schema.RunQuestion
         links = select(link.run, schema.Question.key, link.spec).join(schema.Question, schema.Question.id == link.question_id)
         if id is not None:
             runs, links = runs.where(schema.Run.id == id), links.where(link.run == id)
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             asked: dict[str, list[tuple[str, str]]] = {}
             for run, key, spec in connection.execute(links.order_by(link.run, link.position)):
                 asked.setdefault(run, []).append((key, spec))
@@ -152,9 +162,9 @@ class Store:
         hides an answer, and of two processes that answer the same example the one with a witness prevails. Stages are added up.
         Raises StoreError for an unknown question, run or status, and then stores nothing.
         """
-        with writing(self._engine) as connection:
+        with writing(self.engine) as connection:
             question, kind = _question_id(connection, key)
-            rows = [verdict_row(question, kind, verdict) for verdict in verdicts]
+            rows = [verdict_row(question, key, kind, verdict) for verdict in verdicts]
             costs = [stage_row(question, key, stage) for stage in stages]
             if rows:
                 connection.execute(_VERDICTS, rows)
@@ -165,7 +175,7 @@ class Store:
         """Statuses by example index, of the examples first ≤ index < first + n that have a row; an `error` is a row too."""
         verdict = schema.Verdict
         query = select(verdict.index, verdict.status).where(*_slice(key, first, n)).order_by(verdict.index)
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             return {index: status for index, status in connection.execute(query)}  # noqa: C416  dict() of rows has no type
 
     def statuses(self, keys: Iterable[str]) -> list[tuple[str, int, str]]:
@@ -173,13 +183,13 @@ class Store:
         verdict, question = schema.Verdict, schema.Question
         query = select(question.key, verdict.index, verdict.status).join(question, question.id == verdict.question_id)
         query = query.where(question.key.in_(list(keys)))
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             return [(key, index, status) for key, index, status in connection.execute(query)]
 
     def verdicts(self, key: str, first: int = 0, n: int | None = None) -> list[VerdictRecord]:
         """The rows of one question with first ≤ index < first + n, in the order of the index."""
         query = select(schema.Verdict.__table__).where(*_slice(key, first, n)).order_by(schema.Verdict.index)
-        with reading(self._engine) as connection:
+        with reading(self.engine) as connection:
             return [to_record(VerdictRecord, row) for row in connection.execute(query).mappings()]
 
     def stages(self, *, run: str | None = None, question: str | None = None) -> list[StageRecord]:
@@ -191,9 +201,24 @@ class Store:
             query = query.where(stage.run == run)
         if question is not None:
             query = query.where(asked.key == question)
-        with reading(self._engine) as connection:
-            rows = connection.execute(query.order_by(schema.Run.number, stage.question_id, stage.position)).mappings()
+        with reading(self.engine) as connection:
+            rows = connection.execute(query.order_by(schema.Run.started, schema.Run.id, stage.question_id, stage.position)).mappings()
             return [to_record(StageRecord, row) for row in rows]
+
+    # what was confirmed
+
+    def put_verification(self, record: VerificationRecord) -> None:
+        """Store what was confirmed of a run, which need not be in the store yet: a bundle is verified before it is merged."""
+        with writing(self.engine) as connection:
+            connection.execute(insert(schema.Verification).values(to_row(schema.Verification, record)).on_conflict_do_nothing())
+
+    def verifications(self, run: str | None = None) -> list[VerificationRecord]:
+        """All verifications, or those of one run; the oldest first."""
+        query = select(schema.Verification.__table__).order_by(schema.Verification.started, schema.Verification.id)
+        if run is not None:
+            query = query.where(schema.Verification.run == run)
+        with reading(self.engine) as connection:
+            return [to_record(VerificationRecord, row) for row in connection.execute(query).mappings()]
 
 
 def _slice(key: str, first: int, n: int | None) -> list[ColumnElement[bool]]:
@@ -234,7 +259,7 @@ def _upsert_stages() -> Insert:
     )
 
 
-def _same_logits(stored: Sequence[Sequence[float]], given: Sequence[Sequence[float]]) -> bool:
+def same_logits(stored: Sequence[Sequence[float]], given: Sequence[Sequence[float]]) -> bool:
     """Equal shapes and logits within the tolerance; NaN equals NaN. Nothing is compared where one of them is empty."""
     if not stored or not given:
         return True

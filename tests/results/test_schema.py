@@ -22,6 +22,7 @@ KINDS = {
     schema.Run: records.RunRecord,
     schema.Stage: records.StageRecord,
     schema.Verdict: records.VerdictRecord,
+    schema.Verification: records.VerificationRecord,
 }
 OURS_ALONE = {"id", "number", "question_id"}  # keys of the tables, which no record carries (a run's id apart)
 

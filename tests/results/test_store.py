@@ -22,6 +22,7 @@ from rbench_results import schema
 from rbench_results.database import FILE
 from rbench_results.records import ATTACK_STATUSES, CERTIFICATE_STATUSES, VerdictRecord
 from rbench_results.rows import to_row
+from rbench_results.seal import sealed
 from rbench_results.store import Store
 from stored import dataset, digest, filled, model, printed, python, question, run, stage, verdict
 
@@ -61,7 +62,7 @@ def test_records_come_back_as_they_went_in(store: Store) -> None:
     store.add_chunk(
         Q.key, [full], [spent := stage(Q, entered=5, broken=1, refused=2, errors=1, forward=100, backward=90, useful=80, seconds=1.5)]
     )
-    assert store.verdicts(Q.key) == [full]
+    assert store.verdicts(Q.key) == [sealed(Q.key, full)]
     assert store.stages() == [spent]
 
 
@@ -184,7 +185,7 @@ def test_a_verdict_gives_way_only_to_one_that_says_as_much(shared: Store, data: 
         new = verdict(index, status, width=data.draw(st.sampled_from([16, 64])))
         shared.add_chunk(asked.key, [new], [])
         if stands is None or STRENGTH[status] >= STRENGTH[stands.status]:
-            stands = new
+            stands = sealed(asked.key, new)
         assert shared.verdicts(asked.key, index, 1) == [stands]  # the whole row, not its status alone
 
 
