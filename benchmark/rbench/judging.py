@@ -82,6 +82,7 @@ class Judge:
         self.clean_errors: dict[int, str] = {}
         self.width = self.least = asked.width  # of the stage that runs, and of all of them
         self.refusals = 0
+        self.passes = Passes()  # of all that was asked
 
     def answer(self, member: int, need: list[int]) -> Standing:
         """Clean pass and plan over the indices (those of a whole block where the plan runs in blocks): verdicts, witnesses, costs."""
@@ -186,6 +187,7 @@ class Judge:
         self, record: QuestionRecord, standing: Standing, position: int, attack: str, entered: int, outcome: Outcome, seconds: float
     ) -> None:
         passes = outcome.passes
+        self.passes.add(passes)
         standing.stages.append(
             StageRecord(
                 run=self.asked.run,

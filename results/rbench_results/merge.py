@@ -2,7 +2,7 @@
 
 Where both have a record of one key, the same one of the two wins in either direction: of verdicts the one that says more, then the one with
 a witness; of a model's or a run's words those of the newest run; among equals the larger JSON text. Costs of one run are no sum but the
-larger of two readings.
+larger of two readings. Verifications stay where they were made: they are the word of whoever looked, and a stranger's proves nothing here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rbench_core.errors import StoreError
 from rbench_core.files import canonical_json
 from rbench_results import schema
 from rbench_results.database import writing
-from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord, VerificationRecord
+from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
 from rbench_results.rows import dataset_record, stage_row, table_of, to_record, to_row, verdict_row
 from rbench_results.seal import is_intact, question_key
 from rbench_results.store import ADDED_UP, Store, same_logits
@@ -42,7 +42,6 @@ class Snapshot:
     runs: list[RunRecord] = field(default_factory=list)
     verdicts: dict[str, list[VerdictRecord]] = field(default_factory=dict)
     stages: list[StageRecord] = field(default_factory=list)
-    verifications: list[VerificationRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,6 @@ def snapshot(store: Store) -> Snapshot:
         runs=sorted(store.runs(), key=lambda record: record.id),
         verdicts={record.key: store.verdicts(record.key) for record in questions},
         stages=sorted(store.stages(), key=lambda stage: (stage.run, stage.question, stage.position)),
-        verifications=store.verifications(),
     )
 
 
@@ -105,8 +103,6 @@ def merge(store: Store, given: Snapshot) -> Merged:
         runs = _runs(connection, given.runs, known)
         counts = [_verdicts(connection, key, *known[key], rows) for key, rows in given.verdicts.items()]
         _stages(connection, given.stages, known)
-        for record in given.verifications:
-            connection.execute(insert(schema.Verification).values(to_row(schema.Verification, record)).on_conflict_do_nothing())
     return Merged(runs, sum(new for new, _ in counts), sum(replaced for _, replaced in counts))
 
 

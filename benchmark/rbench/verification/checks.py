@@ -1,0 +1,252 @@
+"""The checks that need no attack: seals, questions, labels, the model's digest, the clean answers, every witness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from rbench.attacks.catalogue import Plan, resolve_plan
+from rbench.attacks.evaluate import Passes
+from rbench.attacks.referee import judge
+from rbench.attacks.search import Examples
+from rbench.attacks.stage import plain_context
+from rbench.data.dataset import Dataset
+from rbench.judging import Judge, Standing
+from rbench.models import Wrapped
+from rbench.questions import ENGINE, set_record
+from rbench.verification.claim import Claim, Found
+from rbench_core.errors import FileError, RbenchError
+from rbench_results.figures import FALLEN
+from rbench_results.records import QuestionRecord, VerdictRecord
+from rbench_results.seal import is_intact, is_named_by_content, question_key
+from rbench_results.store import PROBE_TOLERANCE, same_logits
+from rbench_threats.catalogue import resolve
+from rbench_threats.protocol import PIXEL_TOLERANCE, PerturbationSet
+
+MARGIN_TOLERANCE = 1e-3  # of a margin, in units of the largest logit's order: machines differ in the last bits
+PARTS = ("index", "x", "x_adv", "theta")
+
+
+def check_seals(claim: Claim, found: Found) -> None:
+    """Each verdict says what it said when it was stored, and no example lacks its answer."""
+    changed = [(question, row) for question, row in claim.all_rows() if not is_intact(question.key, row)]
+    wrong = [_of(question, row, "the verdict does not agree with its seal") for question, row in changed]
+    unsealed = sum(not row.seal for _, row in claim.all_rows())
+    text = "verdicts agree with their seals" + (f"; {unsealed} were stored before there were seals" if unsealed else "")
+    missing = [f"example {index}: no verdict" for index in claim.indices if claim.status(index) is None]
+    found.note("seals", len(claim.all_rows()), wrong + missing, text)
+
+
+def check_questions(claim: Claim, found: Found) -> tuple[list[PerturbationSet], Plan | None]:
+    """Each question's key is that of its content, and names of sets and plan mean here what they meant there."""
+    wrong, spaces, plan = [], [], None
+    for question in claim.questions:
+        if question.key != question_key(question):
+            wrong.append(f"question {question.spec}: its key is not that of its content")
+        if question.engine != ENGINE:
+            wrong.append(f"question {question.spec}: made by engine {question.engine}; this one is {ENGINE}, whose verdicts are others")
+        try:
+            space, plan = resolve(question.spec).members[0], resolve_plan(question.plan)
+            if set_record(space) != question.set:
+                wrong.append(f"question {question.spec}: the set of this name is another one here")
+            if plan.record() != question.plan_json:
+                wrong.append(f"question {question.spec}: plan {question.plan} has other attacks here")
+            spaces.append(space)
+        except RbenchError as error:
+            wrong.append(f"question {question.spec}: {error}")
+    found.note("questions", len(claim.questions), wrong, "sets, plan and engine are those of their keys")
+    return spaces, plan
+
+
+def check_data(claim: Claim, data: Dataset, found: Found) -> None:
+    """The images are those that were asked about, and the verdicts carry their labels."""
+    wrong = []
+    if data.digest != claim.run.dataset:
+        wrong.append(f"data set {data.name}: its digest is {data.digest[:12]}…, the run's {claim.run.dataset[:12]}…")
+    rows = [(q, row) for q, row in claim.all_rows() if row.index < len(data)]
+    labels = data.y.tolist()
+    wrong += [_of(q, row, f"label {row.label}; the data says {labels[row.index]}") for q, row in rows if row.label != labels[row.index]]
+    found.note("data", len(rows), wrong, f"labels are those of {data.name}, whose digest is the run's")
+
+
+def check_model(claim: Claim, wrapped: Wrapped, found: Found) -> None:
+    """The model at hand is the one that was asked."""
+    wrong = []
+    if wrapped.digest != claim.run.model:
+        told = f"its digest is {wrapped.digest[:12]}…, the run's {claim.run.model[:12]}…"
+        wrong.append(f"model {wrapped.name}: {told}: other weights or other code")
+    if not same_logits(claim.model.probe, wrapped.probe):
+        wrong.append(f"model {wrapped.name}: its answers to the probe images differ by more than {PROBE_TOLERANCE:g} from the run's")
+    found.note("model", 1, wrong, "weights and architecture have the run's digest, and the probe images the same answers")
+
+
+def check_clean(claim: Claim, judge: Judge, found: Found) -> None:
+    """The model's answer to every clean image, and so which of them it misclassifies."""
+    wrong = []
+    for question in claim.questions:
+        rows, standing = claim.rows[question.key], Standing()
+        if rows:
+            judge.clean_pass(question, sorted(rows), standing)
+        for index, row in rows.items():
+            fault = _clean_fault(row, standing.verdicts.get(index))
+            if fault is not None:
+                wrong.append(_of(question, row, fault))
+            elif row.status == "misclassified":
+                found.proved.add((question.key, index))
+    found.note("clean", len(claim.indices), wrong, "answers to the clean images are the model's")
+
+
+def _clean_fault(row: VerdictRecord, again: VerdictRecord | None) -> str | None:
+    """What a row says wrongly of its clean image. again: the verdict that the clean pass itself gives; None: classified right."""
+    if row.status == "error":
+        return None
+    if again is not None and again.status == "error":
+        return f"no answer to the clean image: {again.reason}"
+    answer = row.label if again is None else again.clean
+    if (row.status == "misclassified") != (again is not None):
+        return f"{row.status}, but the model's answer to the clean image is {answer} and the label {row.label}"
+    return None if row.clean == answer else f"clean prediction {row.clean}; the model says {answer}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Witnesses:
+    """The witnesses of one question in this slice: rows, and what the files say of them."""
+
+    rows: list[VerdictRecord]
+    x: Tensor
+    x_adv: Tensor
+    theta: Tensor
+
+
+def check_witnesses(
+    claim: Claim, spaces: list[PerturbationSet], data: Dataset, wrapped: Wrapped | None, width: int, passes: Passes, found: Found
+) -> None:
+    """Every witness is rendered again and judged again; without a model only its membership is."""
+    wrong: list[str] = []
+    count = 0
+    for question, space in zip(claim.questions, spaces, strict=True):
+        kept, problems = _opened(claim, question, data)
+        wrong += problems
+        if kept is not None:
+            count += len(kept.rows)
+            faults = _judged(question, space, kept, data, wrapped, width, passes)
+            wrong += list(faults.values())
+            if wrapped is not None:
+                found.proved |= {(question.key, row.index) for row in kept.rows if row.index not in faults}
+    lead = "lie in their sets and in [0, 1]" + (", and there another class leads" if wrapped is not None else "")
+    found.note("witnesses", count, wrong, f"{lead}; files, clean images and renderings agree")
+
+
+def _opened(claim: Claim, question: QuestionRecord, data: Dataset) -> tuple[_Witnesses | None, list[str]]:
+    """The witnesses of a question that can be read, and what is wrong with the others."""
+    named = [row for row in claim.rows[question.key].values() if row.witness is not None]
+    files, wrong = {}, []
+    for name in sorted({str(row.witness) for row in named}):
+        try:
+            files[name] = _tensors(name, claim.file(name))
+        except FileError as error:
+            wrong.append(str(error))
+    rows, parts = [], []
+    for row in named:
+        tensors = files.get(str(row.witness))
+        if tensors is None:
+            continue
+        place = -1 if row.row is None else row.row
+        if row.status != "broken" or not 0 <= place < len(tensors["index"]) or int(tensors["index"][place]) != row.index:
+            wrong.append(_of(question, row, "its witness is that of another example"))
+        elif tensors["x"].shape[1:] != data.x.shape[1:] or tensors["x_adv"].shape != tensors["x"].shape:
+            wrong.append(_of(question, row, "its witness has another image shape"))
+        else:
+            rows.append(row)
+            parts.append([tensors[part][place] for part in PARTS[1:]])
+    if not rows:
+        return None, wrong
+    return _Witnesses(rows, *(torch.stack(part) for part in zip(*parts, strict=True))), wrong
+
+
+def _tensors(name: str, data: bytes) -> Mapping[str, Tensor]:
+    """A witness file whose content is the one that its name promises. Raises FileError."""
+    if not is_named_by_content(name, data):
+        raise FileError(f"witness file {name}: its content has another digest", expected="the one in its name: it was changed")
+    try:
+        tensors: dict[str, Tensor] = load(data)
+    except SafetensorError as error:
+        raise FileError(f"witness file {name}: {error}") from error
+    if missing := [part for part in PARTS if part not in tensors or len(tensors[part]) != len(tensors["index"])]:
+        raise FileError(f"witness file {name}: no {missing[0]}, or of another length", expected=", ".join(PARTS))
+    return tensors
+
+
+@torch.no_grad()
+def _judged(
+    question: QuestionRecord, space: PerturbationSet, kept: _Witnesses, data: Dataset, wrapped: Wrapped | None, width: int, passes: Passes
+) -> dict[int, str]:
+    """What is wrong, by index."""
+    index = torch.tensor([row.index for row in kept.rows])
+    device = wrapped.device if wrapped is not None else torch.device("cpu")
+    x, label = data.x[index].to(device), data.y[index].to(device)
+    ctx = plain_context(space, Examples(x, label, index.to(device), torch.zeros(len(x), 2, device=device)), question.seed)
+    theta = kept.theta.to(device)
+    faults: dict[int, str] = {}
+
+    def fault(row: VerdictRecord, text: str) -> None:
+        faults.setdefault(row.index, _of(question, row, text))
+
+    images, outside = space.render(ctx, theta), space.excess(ctx, theta) > 0
+    same = (kept.x == data.x[index]).flatten(1).all(1).tolist()
+    near = ((images.cpu() - kept.x_adv).abs().flatten(1).amax(1) <= PIXEL_TOLERANCE).tolist()
+    beyond = ((images < -PIXEL_TOLERANCE) | (images > 1 + PIXEL_TOLERANCE)).flatten(1).any(1)
+    for place, row in enumerate(kept.rows):
+        if not same[place]:
+            fault(row, "the witness's clean image is not the data set's")
+        if bool(outside[place]):
+            fault(row, "the witness lies outside the set")
+        if bool(beyond[place]):
+            fault(row, "the witness lies outside [0, 1]")
+        if not near[place]:
+            fault(row, "the witness's image is not what its parameters render")
+    if wrapped is None:
+        return faults
+    judged = judge(wrapped.module, space, ctx, theta, label, passes, min(width, 64))
+    scale = float(judged.margin.abs().amax().clamp(min=1))
+    for place, row in enumerate(kept.rows):
+        if not bool(judged.accepted[place]):
+            fault(row, f"the referee refuses the witness: {judged.reason[place]}")
+        elif int(judged.predicted[place]) != row.predicted:
+            fault(row, f"at the witness the model says {int(judged.predicted[place])}; the verdict {row.predicted}")
+        elif row.margin is None or abs(float(judged.margin[place]) - row.margin) > MARGIN_TOLERANCE * scale:
+            fault(row, f"at the witness the margin is {float(judged.margin[place]):.4g}; the verdict says {row.margin}")
+    return faults
+
+
+def unproved(claim: Claim, found: Found) -> list[int]:
+    """Examples whose answer only another search could confirm: survivors, and falls whose witness was not kept. Errors rest.
+
+    Of a `--full` run also those of which one member's verdict is open: there each member shows a figure of its own.
+    """
+    if claim.run.full:
+        rows = ((question, row) for question, row in claim.all_rows() if row.status != "error")
+        return sorted({row.index for question, row in rows if (question.key, row.index) not in found.proved})
+    return [index for index in claim.indices if claim.status(index) not in (None, "error") and not _confirmed(claim, found, index)]
+
+
+def confirmed(claim: Claim, found: Found) -> int:
+    """Examples of the slice whose joined status is proved or was computed again."""
+    return sum(_confirmed(claim, found, index) for index in claim.indices)
+
+
+def _confirmed(claim: Claim, found: Found, index: int) -> bool:
+    status = claim.status(index)
+    rows = [(question, row) for question in claim.questions if (row := claim.rows[question.key].get(index)) is not None]
+    if status in FALLEN:
+        return any(row.status in FALLEN and (question.key, index) in found.proved for question, row in rows)
+    return status not in (None, "error") and all((question.key, index) in found.proved for question, row in rows)
+
+
+def _of(question: QuestionRecord, row: VerdictRecord, text: str) -> str:
+    return f"example {row.index} under {question.spec}: {text}"

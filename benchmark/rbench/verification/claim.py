@@ -1,0 +1,92 @@
+"""What somebody claims: one run with its questions, verdicts and witnesses, wherever it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rbench_core.errors import FileError
+from rbench_core.files import reason
+from rbench_results.figures import join
+from rbench_results.merge import Snapshot
+from rbench_results.records import ModelRecord, QuestionRecord, RunRecord, VerdictRecord
+from rbench_results.store import Store
+
+Row = tuple[str, int]  # a question's key and an example's index
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One run. `file` gives the bytes of a witness file by its name and raises FileError; `forward` is what the run's answers cost."""
+
+    run: RunRecord
+    model: ModelRecord
+    questions: list[QuestionRecord]
+    rows: dict[str, dict[int, VerdictRecord]]
+    file: Callable[[str], bytes]
+    forward: int = 0
+    seconds: float = 0.0
+
+    @property
+    def indices(self) -> range:
+        """The slice."""
+        return range(self.run.first, self.run.first + self.run.n)
+
+    def all_rows(self) -> list[tuple[QuestionRecord, VerdictRecord]]:
+        """Every verdict of the slice with its question."""
+        return [(question, row) for question in self.questions for row in self.rows[question.key].values()]
+
+    def status(self, index: int) -> str | None:
+        """The joined status of an example; None: not answered."""
+        return join(row.status if (row := self.rows[question.key].get(index)) else None for question in self.questions)
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found so far: checks for the record, problems in words, and the rows that were proved or computed again."""
+
+    checks: list[dict[str, object]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    proved: set[Row] = field(default_factory=set)
+
+    def note(self, name: str, checked: int, problems: list[str], text: str) -> None:
+        """One check: how many things were looked at, which were wrong, and what it means that they are right."""
+        self.checks.append({"name": name, "checked": checked, "wrong": len(problems), "text": text})
+        self.problems += problems[:SHOWN]
+        if len(problems) > SHOWN:
+            self.problems.append(f"{name}: and {len(problems) - SHOWN} more")
+
+
+SHOWN = 5
+
+
+def of_store(store: Store, run: RunRecord) -> Claim:
+    """The claim of a stored run."""
+    questions = [store.question(key) for key, _ in run.questions]
+    rows = {question.key: {row.index: row for row in store.verdicts(question.key, run.first, run.n)} for question in questions}
+    model = next(model for model in store.models() if model.digest == run.model)
+    stages = [stage for question in questions for stage in store.stages(question=question.key)]
+    spent = sum(stage.forward for stage in stages), sum(stage.seconds for stage in stages)
+    root = store.folder.resolve()
+
+    def file(name: str) -> bytes:
+        path = (root / name).resolve()
+        try:
+            if not path.is_relative_to(root):  # a database may come from anybody
+                raise OSError("outside the folder of results")
+            return path.read_bytes()
+        except OSError as error:
+            raise FileError(f"witness file {name}: {reason(error)}") from error
+
+    return Claim(run, model, questions, rows, file, *spent)
+
+
+def of_snapshot(records: Snapshot, run: RunRecord, file: Callable[[str], bytes]) -> Claim:
+    """The claim of one run of a bundle, whose records agree with themselves."""
+    by_key = {question.key: question for question in records.questions}
+    questions = [by_key[key] for key, _ in run.questions]
+    end = run.first + run.n
+    rows = {q.key: {row.index: row for row in records.verdicts.get(q.key, []) if run.first <= row.index < end} for q in questions}
+    model = next(model for model in records.models if model.digest == run.model)
+    stages = [stage for stage in records.stages if stage.question in rows]
+    return Claim(run, model, questions, rows, file, sum(stage.forward for stage in stages), sum(stage.seconds for stage in stages))

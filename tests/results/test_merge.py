@@ -1,0 +1,196 @@
+"""Merging is a join: twice is once, the order does not matter, nothing is lost; and it takes no record that contradicts itself."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stored
+from rbench_core.errors import StoreError
+from rbench_results import merge as merging
+from rbench_results.merge import Snapshot, merge, snapshot
+from rbench_results.reading import read_snapshot, written
+from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord
+from rbench_results.seal import question_key, sealed
+from rbench_results.store import Store
+
+
+def asked(eps: str, **fields: object) -> QuestionRecord:
+    record = stored.question(eps=eps, **fields)
+    return replace(record, key=question_key(record))
+
+
+A, B, PROOF = asked("1/10"), asked("3/10"), asked("1/20", kind="certificate")
+RUNS = ("r1", "r2", "r3")
+STATUSES = {"attack": ("error", "survived", "broken", "misclassified"), "certificate": ("error", "open", "certified")}
+
+
+# Drawn as plain values and made into records afterwards: the type checker of the tests looks at random elements of lists.
+ROW = st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 2), st.sampled_from([16, 64]), st.booleans())
+LAB = st.fixed_dictionaries(
+    {
+        "title": st.sampled_from(["one", "two"]),
+        "runs": st.dictionaries(st.sampled_from(RUNS), st.tuples(st.sampled_from(merging.STATES), st.booleans()), min_size=1),
+        "rows": st.lists(st.lists(ROW, max_size=5), min_size=3, max_size=3),
+        "costs": st.lists(st.integers(0, 9), max_size=3),
+    }
+)
+
+
+def row_of(question: QuestionRecord, index: int, choice: int, run: str, width: int, kept: bool) -> VerdictRecord:
+    statuses = STATUSES[question.kind]
+    status = statuses[choice % len(statuses)]
+    place = {"witness": "witnesses/a/000000-00000000.safetensors", "row": 0} if kept and status == "broken" else {}
+    return sealed(question.key, stored.verdict(index, status, run=run, width=width, **place))
+
+
+def lab(drawn: dict[str, Any]) -> Snapshot:
+    """What one lab may have: the same keys as the others, other words, verdicts and costs."""
+    questions, here = [A, B, PROOF], sorted(drawn["runs"])
+    runs = [
+        stored.run(id, questions, started=f"2026-01-0{id[1]}T00:00:00+00:00", state=state, submitted={"name": "net"} if came else None)
+        for id, (state, came) in drawn["runs"].items()
+    ]
+    verdicts = {}
+    for question, rows in zip(questions, drawn["rows"], strict=True):
+        made = [row_of(question, index, choice, here[run % len(here)], width, kept) for index, choice, run, width, kept in rows]
+        verdicts[question.key] = list({row.index: row for row in made}.values())
+    stages = [StageRecord(run=run, question=A.key, position=1, attack="pgd", forward=cost) for run, cost in zip(here, drawn["costs"])]  # noqa: B905  as many as there are
+    return Snapshot([stored.model(title=drawn["title"])], [stored.dataset(note=drawn["title"])], questions, runs, verdicts, stages)
+
+
+def store_of(*parts: Snapshot) -> Snapshot:
+    """What a new store holds after the parts were merged into it, one after another."""
+    with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder)) as store:
+        for part in parts:
+            merge(store, part)
+        return snapshot(store)
+
+
+@settings(max_examples=15, deadline=None)
+@given(drawn=st.tuples(LAB, LAB, LAB))
+def test_merging_is_idempotent_commutative_and_associative(drawn: tuple[dict[str, Any], ...]) -> None:
+    a, b, c = map(lab, drawn)
+    whole = store_of(a, b, c)
+    assert store_of(c, b, a) == whole
+    assert store_of(b, store_of(a, c)) == whole
+    assert store_of(a, b, c, b, whole) == whole
+
+
+@settings(max_examples=15, deadline=None)
+@given(drawn=st.tuples(LAB, LAB))
+def test_nothing_is_lost_and_no_answer_is_weakened(drawn: tuple[dict[str, Any], ...]) -> None:
+    a, b = map(lab, drawn)
+    whole = store_of(a, b)
+    for key, rows_ in whole.verdicts.items():
+        held = {row.index: row for row in rows_}
+        for row in a.verdicts[key] + b.verdicts[key]:
+            assert merging.STRENGTH.get(held[row.index].status, 2) >= merging.STRENGTH.get(row.status, 2)
+        assert all(row in a.verdicts[key] + b.verdicts[key] for row in rows_)
+
+
+def test_a_merge_that_keeps_what_came_last_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak, strong = (stored.verdict(0, status) for status in ("survived", "broken"))
+    one, two = (
+        Snapshot([stored.model()], [stored.dataset()], [A], [stored.run("r1", [A])], {A.key: [sealed(A.key, row)]})
+        for row in (weak, strong)
+    )
+    assert store_of(one, two) == store_of(two, one)
+    monkeypatch.setattr(merging, "_won", lambda stored, given, key, rank=None: list(given))
+    assert store_of(one, two) != store_of(two, one)
+
+
+def test_records_survive_json(tmp_path: Path) -> None:
+    with stored.filled(tmp_path, A) as store:
+        store.add_chunk(A.key, [stored.verdict(0, "broken", margin=-0.1 / 3)], [stored.stage(A, forward=3)])
+        here = snapshot(store)
+    assert read_snapshot(json.loads(json.dumps(written(here)))) == here
+
+
+WRONG: dict[str, tuple[Callable[[Snapshot], Snapshot], str]] = {
+    "a verdict's status": (lambda s: replace(s, verdicts={A.key: [replace(s.verdicts[A.key][0], status="survived")]}), "seal"),
+    "a verdict's label": (lambda s: replace(s, verdicts={A.key: [replace(s.verdicts[A.key][0], label=2)]}), "seal"),
+    "a verdict of another question": (lambda s: replace(s, questions=[A, B], verdicts={B.key: s.verdicts[A.key]}), "seal"),
+    "a question's radius": (lambda s: replace(s, questions=[replace(A, set={"name": "linf", "eps": "1/2"})]), "another key"),
+    "a question that is not there": (lambda s: replace(s, questions=[B]), "not there"),
+    "a run named as a path": (lambda s: replace(s, runs=[replace(s.runs[0], id="../../x")]), "expected an id"),
+    "a run of no examples": (lambda s: replace(s, runs=[replace(s.runs[0], n=0)]), "expected a run"),
+    "a witness outside": (
+        lambda s: replace(s, verdicts={A.key: [sealed(A.key, replace(s.verdicts[A.key][0], witness="../w", row=0, seal=""))]}),
+        "inside",
+    ),
+    "a run of no model": (lambda s: replace(s, models=[]), "refuses"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_contradicts_itself_is_refused_whole(name: str, tmp_path: Path) -> None:
+    change, words = WRONG[name]
+    row = sealed(A.key, stored.verdict(0, "broken"))
+    good = Snapshot([stored.model()], [stored.dataset()], [A], [stored.run("r1", [A])], {A.key: [row]})
+    with Store.open(tmp_path) as store:
+        with pytest.raises(StoreError, match=words):
+            merge(store, change(good))
+        assert snapshot(store) == Snapshot()
+        merge(store, good)
+        assert snapshot(store).verdicts == {A.key: [row]}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from dataclasses import replace
+import stored
+from rbench_results.merge import merge, Snapshot
+from rbench_results.seal import question_key, sealed
+from rbench_results.store import Store
+record = stored.question(eps="1/10")
+A = replace(record, key=question_key(record))
+run, first = sys.argv[2], int(sys.argv[3])
+with Store.open(Path(sys.argv[1])) as store:
+    for index in range(first, first + 60):
+        row = sealed(A.key, stored.verdict(index, "survived", run=run))
+        merge(store, Snapshot([stored.model()], [stored.dataset()], [A], [stored.run(run, [A], n=200)], {A.key: [row]}))
+print("done")
+"""
+
+
+def test_two_processes_that_merge_into_one_store_lose_nothing(tmp_path: Path) -> None:
+    children = [stored.python(WRITER, tmp_path, run, first) for run, first in (("r1", 0), ("r2", 40))]
+    for child in children:
+        out, err = child.communicate(timeout=120)
+        assert (out, err) == ("done\n", "")
+    with Store.open(tmp_path, create=False) as store:
+        assert [row.index for row in store.verdicts(A.key)] == list(range(100))
+        assert {run.id for run in store.runs()} == {"r1", "r2"}
+
+
+def test_reading_names_the_field() -> None:
+    good = written(Snapshot(verdicts={A.key: [stored.verdict(0)]}))
+    for field, value, words in (
+        ("label", "1", "a whole number"),
+        ("label", True, "a whole number"),
+        ("index", 2**70, "a whole number"),
+        ("status", 3, "text"),
+        ("margin", "low", "a number"),
+        ("extra", 1, "unknown field"),
+    ):
+        row = {**vars_of(good), field: value}
+        with pytest.raises(StoreError, match=words):
+            read_snapshot({**good, "verdicts": {A.key: [row]}})
+    with pytest.raises(StoreError, match="no field 'status'"):
+        read_snapshot({**good, "verdicts": {A.key: [{k: v for k, v in vars_of(good).items() if k != "status"}]}})
+    with pytest.raises(StoreError, match="expected the keys"):
+        read_snapshot([])
+
+
+def vars_of(table: dict[str, object]) -> dict[str, object]:
+    return table["verdicts"][A.key][0]  # type: ignore[index, no-any-return]
