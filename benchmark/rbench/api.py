@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rbench.attacks.catalogue import Plan, resolve_plan
+from rbench.attacks.catalogue import DEFAULT_PLAN, GRADIENT_FREE_PLAN, Plan, resolve_plan
 from rbench.attacks.search import WIDTHS
 from rbench.data import sources
 from rbench.data.dataset import Dataset
@@ -32,7 +32,6 @@ from rbench_results.report import run_report
 from rbench_results.store import Store
 from rbench_threats.catalogue import Threat, resolve
 
-DEFAULT_PLAN = "apgd"
 SMALL = 1024  # values of an image
 SEEDS = 2**63 - 1  # the largest, and the largest number that a database holds
 
@@ -65,8 +64,9 @@ def evaluate(
     """Attack a model under a threat, example by example; store the verdicts; draw the site.
 
     model: a zoo name, `FILE.py:FACTORY`, or a module on images in [0, 1]. dataset: a name, (x, y) or a DataLoader; default: the card's.
-    n: the first n examples, "all", or the data set's default. eps replaces the radius of a single ball. The same question asked again is
-    answered from the store under `results` (default: RBENCH_RESULTS or the user's data folder). Raises RbenchError.
+    n: the first n examples, "all", or the data set's default. plan: `apgd`, or `queries` for a card that says gradient = false. eps replaces
+    the radius of a single ball. The same question asked again is answered from the store under `results` (default: RBENCH_RESULTS or the
+    user's data folder). Raises RbenchError.
     """
     started = time.perf_counter()
     if certify not in ("auto", "none"):
@@ -81,7 +81,8 @@ def evaluate(
             expected="a data set",
             fix="Add --dataset NAME (`rbench datasets`) or dataset=(x, y).",
         )
-    chosen = resolve_plan(DEFAULT_PLAN if plan is None else plan)
+    usual = DEFAULT_PLAN if found.gradient else GRADIENT_FREE_PLAN
+    chosen = resolve_plan(usual if plan is None else plan).for_model(found.gradient)
     label = named if isinstance(named, str) else "custom"
     asked_threat = resolve(threat, label, None if eps is None else str(eps))
     images, count = _data(named, n, chosen, data)
@@ -91,7 +92,7 @@ def evaluate(
     rows = _width(width, images, device)
     folder = Path(results).expanduser() if results is not None else results_folder()
     ready = attacked(found.module, name=found.name, dataset=images, device=device, source=found.source, title=found.title)
-    with _float32(), ready as wrapped, _threads(images, device), _opened(folder, chosen, wrapped) as store:
+    with attack_conditions(images, device), ready as wrapped, _opened(folder, chosen, wrapped) as store:
         run = _run_id(wrapped, asked_threat)
         asked = Asked(
             wrapped,
@@ -117,11 +118,24 @@ def evaluate(
         return Report(run_report(store, run), store.folder)
 
 
-def _data(named: Any, n: int | str | None, plan: Plan, root: Path | str | None) -> tuple[Dataset, int]:
+@contextmanager
+def attack_conditions(images: Dataset, device: str) -> Iterator[None]:
+    """float32 that is float32, and the number of threads that suits the images: what every verdict is made under."""
+    with _float32(), _threads(images, device):
+        yield
+
+
+def load_slice(named: Any, n: int, plan: Plan | None, root: Path | str | None) -> Dataset:
+    """At least the first n images of a data set by name, (x, y) or DataLoader; whole blocks where the plan runs in them."""
+    return _data(named, n, plan, root)[0]
+
+
+def _data(named: Any, n: int | str | None, plan: Plan | None, root: Path | str | None) -> tuple[Dataset, int]:
     """The data and how many of its first examples are asked; a plan in blocks needs its last block whole."""
+    block = plan.block if plan is not None else None
     if isinstance(named, str):
         wanted = sources.default_n(named) if n is None else None if n == "all" else _whole(n)
-        load = wanted if wanted is None or plan.block is None else -(-wanted // plan.block) * plan.block
+        load = wanted if wanted is None or block is None else -(-wanted // block) * block
         found = sources.load(named, root=root, n=load)
     else:
         found = _own(named)
@@ -295,14 +309,18 @@ def _command(asked: Asked, model: str | nn.Module, dataset: Any, threat: str, ep
 
 
 def environment(asked: Asked) -> dict[str, Any]:
+    """Where and how a run's verdicts are made."""
     device = torch.cuda.get_device_name(asked.model.device) if asked.model.device.type == "cuda" else platform.machine()
+    return {**environment_of(), "device": f"{asked.model.device} ({device})", "width": asked.width}
+
+
+def environment_of() -> dict[str, Any]:
+    """The versions and the machine, whatever is asked."""
     return {
         "rbench": importlib.metadata.version("rbench"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": f"{asked.model.device} ({device})",
         "threads": torch.get_num_threads(),
-        "width": asked.width,
         "system": platform.system(),
     }
 

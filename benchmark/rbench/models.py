@@ -30,13 +30,17 @@ from rbench_zoo.load import content_digest, load_model, model_digest
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A model as it was found: its module, the data set of its card (None: the user says), and `source`, which `wrap` reads."""
+    """A model as it was found: its module, the data set of its card (None: the user says), and `source`, which `wrap` reads.
+
+    gradient: False where the card says that none of use comes back, so that plans leave gradient attacks out.
+    """
 
     module: nn.Module
     name: str
     title: str
     dataset: str | None
     source: dict[str, Any]
+    gradient: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +74,18 @@ def find(model: object, name: str | None = None) -> Found:
         raise UsageError(f"the model is {type(model).__name__}", expected="a name, FILE.py:FACTORY or a torch.nn.Module")
     file, _, factory = model.rpartition(":")
     if file.endswith(".py"):
-        return _of_file(Path(file).expanduser(), factory, name)
+        return of_file(Path(file).expanduser(), factory, name)
     if model.endswith(".py"):
         fix = "FACTORY is a function without arguments that returns the model."
         raise UsageError(f"{model} names no factory", expected="FILE.py:FACTORY", fix=fix)
     entry = catalogue.find(model)
-    return _of_point(entry, name) if isinstance(entry, EntryPoint) else _of_card(entry, name)
+    return _of_point(entry, name) if isinstance(entry, EntryPoint) else of_card(entry, name)
 
 
-def _of_card(card: Card, name: str | None) -> Found:
+def of_card(card: Card, name: str | None) -> Found:
     module = load_model(card)
     source = {"card": card.table, "digest": model_digest(module, card), "shape": _shape(module)}
-    return Found(module, name or card.name, card.title, card.dataset, source)
+    return Found(module, name or card.name, card.title, card.dataset, source, card.gradient)
 
 
 def _of_point(point: EntryPoint, name: str | None) -> Found:
@@ -90,7 +94,7 @@ def _of_point(point: EntryPoint, name: str | None) -> Found:
     return Found(module, name or point.name, point.name, None, {"card": {"origin": f"entry point {point.value}"}})
 
 
-def _of_file(path: Path, factory: str, name: str | None) -> Found:
+def of_file(path: Path, factory: str, name: str | None) -> Found:
     label = f"{path.name}:{factory}"
     made, text = from_file(path, factory)
     with guarded(label), importable(path.resolve().parent):

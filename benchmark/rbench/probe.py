@@ -1,4 +1,4 @@
-"""One fixed batch of 16 noise images, so no data is needed: does a model run on images of this shape, and what must a run be warned of?
+"""Does a model run on images of this shape, and what must a run be warned of? One fixed batch of 16 noise images asks, without data.
 
 An answer that cannot be right (another shape, another number of classes) is a ModelError; one that is merely suspicious is a warning,
 which stands on the board.
@@ -6,9 +6,12 @@ which stands on the board.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rbench.data.dataset import Dataset
@@ -18,9 +21,13 @@ PROBE_ROWS = 16
 RANDOM = 1e-6  # how far two passes over one batch may differ, in units of the largest logit where that exceeds 1
 NEIGHBOURS = 1e-4  # how far a row may move with its neighbours: other places in a batch cost about 1e-7 in float32
 SIMPLEX = 1e-3  # how far a row of probabilities may sum from 1
+RANGE_ROWS = 64  # images per pass when other scalings are tried
+GAIN = 0.05  # the least gain of another scaling that is told
+FEWEST = 8  # the same in images: fewer are chance
 
 Images = Float[Tensor, "rows c h w"]
 Logits = Float[Tensor, "rows classes"]
+Labels = Int[Tensor, "rows"]
 Warnings = list[dict[str, str]]
 
 
@@ -65,6 +72,45 @@ def range_warning(clean_accuracy: float, classes: int) -> dict[str, str] | None:
         return None
     told = f"clean accuracy {clean_accuracy:.1%} is near chance: does the model expect images in another range than [0, 1]?"
     return warning("input-range", f"{told} Normalisation is a layer of the model.")
+
+
+def input_warning(model: nn.Module, x: Images, y: Labels, clean_accuracy: float, classes: int) -> dict[str, str] | None:
+    """A warning when the model would be far better on images scaled otherwise; it names the scaling and both accuracies.
+
+    `x` and `y`, on the model's device, are the first few hundred images of the run with their labels; `clean_accuracy` is the run's.
+    Far better: by `GAIN` with at most half the errors, or by three times that. No net of the zoo that is right as it is gains more than
+    half a point. A model that cannot gain so much costs nothing; one near chance that no scaling helps gets `range_warning`.
+    """
+    if 1 - clean_accuracy <= GAIN:
+        return None
+    given = _share_right(model, x, y, torch.clone)
+    found = {words: _share_right(model, x, y, scale) for words, scale in scalings(x).items()}
+    words = max(found, key=lambda key: found[key])
+    gain, halved = found[words] - given, 1 - found[words] <= (1 - given) / 2
+    if gain < max(GAIN, FEWEST / len(x)) or not (halved or gain >= 3 * GAIN):
+        return range_warning(clean_accuracy, classes)
+    told = f"clean accuracy on the first {len(x)} images is {given:.1%}, but {found[words]:.1%} when they are scaled to {words}"
+    return warning("input-range", f"{told}: the model seems to expect that, and gets [0, 1]. Make the scaling its first layer.")
+
+
+def scalings(x: Images) -> dict[str, Callable[[Images], Images]]:
+    """What models are trained on beside [0, 1], by its name in words."""
+    mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp(min=1e-3)
+    told = "; ".join(", ".join(f"{value:.2f}" for value in part.flatten().tolist()) for part in (mean, std))
+    return {
+        "0 to 255 (x * 255)": lambda part: part * 255,
+        "-1 to 1 (2 * x - 1)": lambda part: 2 * part - 1,
+        f"mean 0 and deviation 1 ((x - mean) / std per channel, about {told})": lambda part: (part - mean) / std,
+    }
+
+
+def _share_right(model: nn.Module, x: Images, y: Labels, scale: Callable[[Images], Images]) -> float:
+    """Accuracy on the scaled images; a model that fails on some is right on none of those."""
+    right = 0
+    with torch.no_grad(), contextlib.suppress(Exception):
+        for part, labels in zip(x.split(RANGE_ROWS), y.split(RANGE_ROWS), strict=True):
+            right += int((model(scale(part)).argmax(1) == labels).sum())
+    return right / len(x)
 
 
 def answer(model: nn.Module, batch: Images, name: str, dataset: Dataset, built_for: tuple[int, ...] | None) -> Logits:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pandas
     from torch import Tensor
 
+    from rbench_results.example import Example
+    from rbench_results.records import VerdictRecord
+
 
 class Adversarial(NamedTuple):
     """The kept witnesses of a run, one per broken example: the first member's that broke it."""
@@ -78,8 +81,24 @@ class Report:
         return pandas.DataFrame(rows).set_index("index")
 
     def adversarial(self) -> Adversarial:
-        """The adversarial images that were kept (`witnesses`), from the results folder."""
+        """The adversarial images that were kept (`witnesses`), from the results folder. Raises FileError for one that is lost."""
         return _adversarial(self.folder, self.run)
+
+    def example(self, index: int) -> Example:
+        """The whole history of one example: all that any run found out about it for this model, with pictures. Raises UsageError."""
+        from rbench_results.example import Example
+        from rbench_results.store import Store
+
+        with Store.open(self.folder, create=False) as store:
+            return Example.of(store, self.run, index)
+
+    def to_robustbench(self) -> dict[str, Any]:
+        """The run in the shape of RobustBench's model_info files. Raises UsageError unless its threat is one lp ball."""
+        from rbench_results.robustbench import model_info
+        from rbench_results.store import Store
+
+        with Store.open(self.folder, create=False) as store:
+            return model_info(store, self.run)
 
 
 def _adversarial(folder: Path, run: str) -> Adversarial:
@@ -91,10 +110,11 @@ def _adversarial(folder: Path, run: str) -> Adversarial:
         record = store.run(run)
         rows = {}
         for key, spec in reversed(record.questions):
-            rows.update({row.index: (row, spec) for row in store.verdicts(key, record.first, record.n) if row.witness is not None})
-    files = {name: _tensors(folder, name) for name in {str(row.witness) for row, _ in rows.values()}}
+            kept = (row for row in store.verdicts(key, record.first, record.n) if row.witness is not None)
+            rows.update({row.index: (row, spec) for row in kept})
+    files = {name: _tensors(folder, name) for name in sorted({str(row.witness) for row, _ in rows.values()})}
     chosen = [rows[index] for index in sorted(rows)]
-    pictures = [tuple(files[str(row.witness)][part][row.row or 0] for part in ("x", "x_adv")) for row, _ in chosen]
+    pictures = [_pair(folder, files[str(row.witness)], row) for row, _ in chosen]
     none = torch.empty(0)
     return Adversarial(
         torch.tensor([row.index for row, _ in chosen]),
@@ -104,6 +124,9 @@ def _adversarial(folder: Path, run: str) -> Adversarial:
         torch.stack([x_adv for _, x_adv in pictures]) if pictures else none,
         [spec for _, spec in chosen],
     )
+
+
+LOST = "The adversarial images of this chunk are lost; its verdicts are not."
 
 
 def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -118,5 +141,18 @@ def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         what = reason(error) if isinstance(error, OSError) else str(error)
-        raise FileError(f"{path}: {what}", fix="The adversarial images of this chunk are lost; its verdicts are not.") from error
+        raise FileError(f"{path}: {what}", fix=LOST) from error
     return tensors
+
+
+def _pair(folder: Path, tensors: dict[str, Tensor], verdict: VerdictRecord) -> tuple[Tensor, Tensor]:
+    """Clean and adversarial image (C, H, W) of a verdict, if the file agrees that its row is this example's. Raises FileError."""
+    row, index = verdict.row, tensors.get("index")
+    x, x_adv = tensors.get("x"), tensors.get("x_adv")
+    if index is None or x is None or x_adv is None or row is None or not 0 <= row < min(map(len, (index, x, x_adv))):
+        raise FileError(f"{folder / str(verdict.witness)}: no row {row}, which should hold example {verdict.index}", fix=LOST)
+    if int(index[row]) != verdict.index:
+        raise FileError(
+            f"{folder / str(verdict.witness)}: row {row} holds example {int(index[row])}", expected=str(verdict.index), fix=LOST
+        )
+    return x[row], x_adv[row]

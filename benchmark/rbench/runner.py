@@ -7,12 +7,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from rbench.judging import Asked, Judge
-from rbench.probe import range_warning, warning
+from rbench.probe import input_warning, warning
 from rbench.witnesses import store_witnesses
 from rbench_results.figures import FALLEN
 from rbench_results.store import Store
 
 CHUNK = 250  # examples per transaction, unless the plan runs in blocks
+LOOKED_AT = 256  # images on which other input ranges are tried, where the clean accuracy leaves room for one
 
 
 class Runner:
@@ -22,6 +23,9 @@ class Runner:
         self.asked, self.store, self.judge = asked, store, Judge(asked)
         self.questions = self.judge.questions
         self.warnings: list[dict[str, str]] = list(asked.model.warnings)
+        if without := asked.plan.left_out(asked.members):
+            text = f"the card says that the model has no gradient: plan {asked.plan.name} went without {', '.join(without)}"
+            self.warnings.append(warning("no-gradient-attacks", text))
 
     def run(self) -> None:
         """Fill the store until every example of the slice is answered, or fell to another member."""
@@ -66,9 +70,11 @@ class Runner:
         """What only the verdicts could tell."""
         rows = [row for record in self.questions for row in self.store.verdicts(record.key, 0, self.asked.n)]
         right = {row.index for row in rows if row.clean == row.label}
-        near_chance = range_warning(len(right) / max(len({row.index for row in rows}), 1), self.asked.model.classes)
-        if near_chance is not None:
-            self.warnings.append(near_chance)
+        accuracy, some = len(right) / max(len({row.index for row in rows}), 1), slice(0, min(self.asked.n, LOOKED_AT))
+        x, y = (part[some].to(self.asked.model.device) for part in (self.asked.data.x, self.asked.data.y))
+        scaled = input_warning(self.judge.model, x, y, accuracy, self.asked.model.classes)
+        if scaled is not None:
+            self.warnings.append(scaled)
         fallen = {row.index for row in rows if row.status in FALLEN}  # an error under another member no longer matters
         errors = {row.index: row.reason or "" for row in rows if row.status == "error" and row.index not in fallen}
         if errors:

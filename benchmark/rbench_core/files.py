@@ -35,12 +35,23 @@ def read_checked(path: Path, sha256: str) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise FileError(f"{path}: {reason(error)}") from error
+    return checked(data, sha256, path)
+
+
+def checked(data: bytes, sha256: str, where: object) -> bytes:
+    """The data itself if its digest is that; a web page that was saved in a file's place is called one. Raises FileError."""
     found = sha256_bytes(data)
-    if found != sha256:
-        raise FileError(
-            f"{path}: SHA-256 is {found[:12]}…", expected=f"{sha256[:12]}…", fix="Fetch the file again; it is damaged or another one."
-        )
-    return data
+    if found == sha256:
+        return data
+    page = " and it looks like an HTML page" if looks_like_html(data) else ""
+    what = f"{where}: SHA-256 is {found[:12]}… of {len(data):,} bytes{page}"
+    raise FileError(what, expected=f"{sha256[:12]}…", fix="Fetch the file again; it is damaged or another one.")
+
+
+def looks_like_html(data: bytes) -> bool:
+    """Whether it begins as a web page does: what a server sends in place of a file that it has not."""
+    start = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return start.startswith((b"<!doctype html", b"<html"))
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rbench_core.errors import CardError
+from rbench_zoo.table import Table
 
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # it becomes part of file names and addresses
 SHA256 = re.compile(r"[0-9a-f]{64}")
-_WORDS: dict[type, str] = {str: "a string", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
+FORMATS = ("state-dict", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,32 @@ class Architecture:
 
 
 @dataclass(frozen=True, slots=True)
+class Original:
+    """The file as its authors published it, at a fixed commit, with its own digest: fetched where no safetensors file is found.
+
+    `format` is "state-dict" (read by torch.load with weights_only) or "safetensors". `entry` names the state dict within a checkpoint,
+    `prefix` is cut off every key.
+    """
+
+    url: str
+    sha256: str
+    format: str
+    entry: str | None = None
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
-    """A safetensors file by its digest: `file` lies in the package, beside the card or in a mirror; `url` is fetched."""
+    """A safetensors file by its digest: `file` lies in the package, beside the card or in a mirror; `url` is fetched.
+
+    `original` is another way to the same tensors; `needs_mirror` says why there is none and the file must be had from somewhere.
+    """
 
     sha256: str
     file: str | None = None
     url: str | None = None
+    original: Original | None = None
+    needs_mirror: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +82,9 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """A figure that somebody else published: never a result of ours."""
+    """A figure that somebody else published: never a result of ours. Without a threat it is of clean images."""
 
-    threat: str
+    threat: str | None = None
     attack: str | None = None
     robust_accuracy: float | None = None
     certified_accuracy: float | None = None
@@ -86,7 +106,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One model. `path` is the file it was read from, `origin` the folder in words, `table` the file's content for a snapshot."""
+    """One model. `path` is the file it was read from, `origin` the folder in words, `table` the file's content for a snapshot.
+
+    `gradient` is False where the card declares that no useful gradient reaches the input: plans then leave gradient attacks out.
+    """
 
     name: str
     title: str
@@ -96,6 +119,7 @@ class Card:
     training: Training
     source: Origin
     parameters: int | None
+    gradient: bool
     path: Path
     origin: str
     table: dict[str, Any] = field(repr=False, compare=False)
@@ -104,7 +128,7 @@ class Card:
 def parse(table: dict[str, Any], path: Path, origin: str = "file") -> Card:
     """The card in a TOML table that was read from `path`. Raises CardError."""
     table = copy.deepcopy(table)
-    top = _Table(table, str(path))
+    top = Table(table, str(path))
     if top.take("schema", int, required=True) != SCHEMA:
         raise CardError(f"{path}: schema={table['schema']}", expected=str(SCHEMA), fix="Update rbench, or the card.")
     card = Card(
@@ -112,6 +136,7 @@ def parse(table: dict[str, Any], path: Path, origin: str = "file") -> Card:
         title=top.take("title", str, required=True),
         dataset=top.take("dataset", str, required=True, check=_is_name),
         parameters=top.take("parameters", int, check=_is_positive),
+        gradient=top.take("gradient", bool) is not False,
         architecture=_architecture(top.table_at("architecture", required=True)),
         weights=_weights(top.table_at("weights", required=True)),
         training=_training(top.table_at("training")),
@@ -124,52 +149,13 @@ def parse(table: dict[str, Any], path: Path, origin: str = "file") -> Card:
     return card
 
 
-class _Table:
-    """A TOML table that is taken apart key by key; what nobody took is unknown."""
-
-    def __init__(self, table: dict[str, Any], where: str, prefix: str = "") -> None:
-        self.table, self.where, self.prefix, self.known = table, where, prefix, set[str]()
-
-    def take(self, key: str, kind: type, *, required: bool = False, check: Callable[[Any], str | None] | None = None) -> Any:
-        """The value of a key in its type, or None where it may be absent. `check` says what else is expected, or None."""
-        self.known.add(key)
-        if key not in self.table:
-            if required:
-                raise CardError(f"{self.where}: {self.prefix}{key} is missing", expected=_WORDS[kind])
-            return None
-        value = self.table[key]
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:  # exactly: a bool is no number, a string of digits neither
-            raise self.wrong(key, value, _WORDS[kind])
-        expected = check(value) if check else None
-        if expected is not None:
-            raise self.wrong(key, value, expected)
-        return value
-
-    def wrong(self, key: str, value: object, expected: str) -> CardError:
-        return CardError(f"{self.where}: {self.prefix}{key} = {value!r:.80}", expected=expected)
-
-    def table_at(self, key: str, *, required: bool = False) -> _Table:
-        return _Table(self.take(key, dict, required=required) or {}, self.where, f"{self.prefix}{key}.")
-
-    def rest(self) -> dict[str, Any]:
-        """The keys that nobody took."""
-        return {key: value for key, value in self.table.items() if key not in self.known}
-
-    def finish(self) -> None:
-        """Refuse the keys that nobody took."""
-        if unknown := sorted(self.rest()):
-            raise CardError(f"{self.where}: unknown key {self.prefix}{unknown[0]}", expected=f"one of: {', '.join(sorted(self.known))}")
-
-
-def _architecture(table: _Table) -> Architecture:
+def _architecture(table: Table) -> Architecture:
     factory = table.take("factory", str, required=True, check=_is_factory)
     scaling = _scaling(table)
     return Architecture(factory, table.rest(), scaling)
 
 
-def _scaling(table: _Table) -> Scaling | None:
+def _scaling(table: Table) -> Scaling | None:
     """`input = "0..1"` (or none) means the pixels as they are; `input = { mean = [...], std = [...] }` a layer that scales them."""
     if not isinstance(table.table.get("input"), dict):
         table.take("input", str, check=lambda text: None if text == "0..1" else '"0..1", or { mean = [...], std = [...] }')
@@ -182,19 +168,35 @@ def _scaling(table: _Table) -> Scaling | None:
     return Scaling(tuple(map(float, mean)), tuple(map(float, std)))
 
 
-def _weights(table: _Table) -> Weights:
+def _weights(table: Table) -> Weights:
     weights = Weights(
-        sha256=table.take("sha256", str, required=True, check=lambda text: None if SHA256.fullmatch(text) else "64 lower-case hex digits"),
+        sha256=table.take("sha256", str, required=True, check=_is_sha256),
         file=table.take("file", str, check=_is_weight_file),
-        url=table.take("url", str, check=lambda text: None if text.startswith("https://") else "an https:// address"),
+        url=table.take("url", str, check=_is_https),
+        original=_original(table.table_at("source")) if "source" in table.table else None,
+        needs_mirror=table.take("needs_mirror", str),
     )
     table.finish()
     if weights.file is None and weights.url is None:
         raise CardError(f"{table.where}: weights has neither file nor url", expected="one of them")
+    if weights.needs_mirror is not None and (weights.url or weights.original):
+        raise CardError(f"{table.where}: weights.needs_mirror stands beside an address", expected="one or the other")
     return weights
 
 
-def _training(table: _Table) -> Training:
+def _original(table: Table) -> Original:
+    original = Original(
+        url=table.take("url", str, required=True, check=_is_https),
+        sha256=table.take("sha256", str, required=True, check=_is_sha256),
+        format=table.take("format", str, required=True, check=lambda text: None if text in FORMATS else f"one of: {', '.join(FORMATS)}"),
+        entry=table.take("entry", str),
+        prefix=table.take("prefix", str) or "",
+    )
+    table.finish()
+    return original
+
+
+def _training(table: Table) -> Training:
     training = Training(
         recipe=table.take("recipe", str, check=_is_name),
         seed=table.take("seed", int),
@@ -207,23 +209,23 @@ def _training(table: _Table) -> Training:
     return training
 
 
-def _source(table: _Table) -> Origin:
+def _source(table: Table) -> Origin:
     rows = table.take("reported", list) or []
     reported = []
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             raise table.wrong(f"reported[{i}]", row, "a table")
-        reported.append(_reported(_Table(row, table.where, f"{table.prefix}reported[{i}].")))
+        reported.append(_reported(Table(row, table.where, f"{table.prefix}reported[{i}].")))
     texts = {key: table.take(key, str) for key in ("paper", "repository", "licence", "note")}
     table.finish()
     return Origin(reported=tuple(reported), **texts)
 
 
-def _reported(table: _Table) -> Reported:
+def _reported(table: Table) -> Reported:
     keys = ("robust_accuracy", "certified_accuracy", "clean_accuracy")
     accuracies = {key: table.take(key, float, check=_is_fraction) for key in keys}
     row = Reported(
-        threat=table.take("threat", str, required=True),
+        threat=table.take("threat", str),
         attack=table.take("attack", str),
         n=table.take("n", int, check=_is_positive),
         where=table.take("where", str),
@@ -248,6 +250,14 @@ def _is_fraction(number: float) -> str | None:
 def _is_factory(text: str) -> str | None:
     module, _, name = text.rpartition(":")
     return None if module and name.isidentifier() else '"package.module:NAME" or "FILE.py:NAME"'
+
+
+def _is_sha256(text: str) -> str | None:
+    return None if SHA256.fullmatch(text) else "64 lower-case hex digits"
+
+
+def _is_https(text: str) -> str | None:
+    return None if text.startswith("https://") else "an https:// address"
 
 
 def _is_weight_file(text: str) -> str | None:

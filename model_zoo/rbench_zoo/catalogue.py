@@ -75,11 +75,12 @@ def listing() -> list[dict[str, Any]]:
 
 
 def folders() -> Iterator[tuple[str, Path]]:
-    """(origin, folder) of every place where cards lie: the package, then RBENCH_REGISTRY's."""
+    """(origin in words, folder) of every place where cards lie: the package, then RBENCH_REGISTRY's."""
     yield "built in", BUILT_IN
     for named in os.environ.get("RBENCH_REGISTRY", "").split(os.pathsep):
         if named.strip():
-            yield "registry", Path(named.strip()).expanduser()
+            folder = Path(named.strip()).expanduser()
+            yield f"registry {folder}", folder
 
 
 def _add_card(found: Catalogue, path: Path, origin: str) -> None:
@@ -101,15 +102,23 @@ def _twice(name: str, one: object, other: object) -> CardError:
     return CardError(f"the name {name!r} stands in {one} and in {other}", expected="one model per name", fix="Rename one of them.")
 
 
-_EMPTY = dict.fromkeys(("name", "title", "dataset", "origin", "architecture", "parameters", "training", "paper", "broken"))
+_EMPTY = dict.fromkeys(("name", "title", "dataset", "origin", "architecture", "parameters", "training", "gradient", "paper", "broken"))
 
 
 def _row(card: Card) -> dict[str, Any]:
     training = card.training
-    told = training.recipe or training.summary or training.threat
-    factory = card.architecture.factory.rpartition(":")[2]
-    row = {"name": card.name, "title": card.title, "dataset": card.dataset, "origin": card.origin, "architecture": factory}
-    return {**_EMPTY, **row, "parameters": card.parameters, "training": told, "paper": card.source.paper}
+    return {
+        **_EMPTY,
+        "name": card.name,
+        "title": card.title,
+        "dataset": card.dataset,
+        "origin": card.origin,
+        "architecture": card.architecture.factory.rpartition(":")[2],
+        "parameters": card.parameters,
+        "training": training.recipe or training.summary or training.threat,
+        "gradient": card.gradient,
+        "paper": card.source.paper,
+    }
 
 
 def _row_of_point(point: EntryPoint) -> dict[str, Any]:

@@ -1,37 +1,28 @@
-"""From a card to a model: weights found, their digest checked before they are opened, every key and shape accounted for."""
+"""From a card to a model: the net built, every key and shape of its weights accounted for, and the digest that identifies it."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from rbench_core.errors import CardError, FileError, ModelError
-from rbench_core.files import atomic_write, cache_folder, canonical_json, read_checked, reason, sha256_bytes, sha256_file
+from rbench_core.errors import CardError, ModelError
+from rbench_core.files import canonical_json
 from rbench_zoo import architectures
 from rbench_zoo.architectures import Layers, Normalise
 from rbench_zoo.card import Card
-from rbench_zoo.catalogue import BUILT_IN
 from rbench_zoo.factory import from_file, from_package, guarded
-
-WEIGHTS = Path(__file__).parent / "weights"
-PATIENCE = 10.0  # seconds that a download may stand still
-LARGEST = 1 << 31  # bytes of a weights file that is fetched
+from rbench_zoo.fetch import tensors_of
 
 
 def load_model(card: Card) -> nn.Module:
     """The card's net with its weights, in eval mode, its input layer in front of it. Raises ModelError, FileError, CardError."""
     net = build(card)
-    _fill(net, _tensors_of(card), card)
+    _fill(net, tensors_of(card), card)
     count = sum(parameter.numel() for parameter in net.parameters())
     if card.parameters not in (None, count):
         raise CardError(f"{card.path}: parameters = {card.parameters}", expected=f"{count}, as the net has")
@@ -100,72 +91,6 @@ def content_digest(net: nn.Module, architecture: Any, *, scaling: Any = None, cl
 def _named(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from net.named_parameters(remove_duplicate=False)
     yield from net.named_buffers(remove_duplicate=False)
-
-
-# --- weights ------------------------------------------------------------------------------------------------------------------------
-
-
-def weights_bytes(card: Card) -> bytes:
-    """The weights file, whose digest is that of the card. Looked for beside the card, in RBENCH_WEIGHTS by digest, at its url."""
-    sha256 = card.weights.sha256
-    path = _beside(card) or _in_mirror(card)
-    if path is not None:
-        return read_checked(path, sha256)
-    if card.weights.url is not None:
-        return _fetched(card.weights.url, sha256)
-    mirror = os.environ.get("RBENCH_WEIGHTS", "").strip()
-    looked = f"{_folders(card)[0]} and in RBENCH_WEIGHTS ({mirror or 'not set'})"
-    fix = "Set RBENCH_WEIGHTS to a folder that holds the file; its name does not matter."
-    raise ModelError(f"{card.name}: no weights with SHA-256 {sha256[:12]}… in {looked}", fix=fix)
-
-
-def _folders(card: Card) -> list[Path]:
-    return [WEIGHTS] if card.path.parent == BUILT_IN else [card.path.parent, card.path.parent / "weights"]
-
-
-def _beside(card: Card) -> Path | None:
-    if card.weights.file is None:
-        return None
-    return next((folder / card.weights.file for folder in _folders(card) if (folder / card.weights.file).is_file()), None)
-
-
-def _in_mirror(card: Card) -> Path | None:
-    """A file of the mirror with the card's digest, whatever its name; files of the card's name are tried first."""
-    named = os.environ.get("RBENCH_WEIGHTS", "").strip()
-    if not named:
-        return None
-    found = sorted(Path(named).expanduser().rglob("*.safetensors"), key=lambda path: (path.name != card.weights.file, str(path)))
-    for path in found:
-        with contextlib.suppress(FileError):  # one unreadable file is no reason to miss the right one
-            if sha256_file(path) == card.weights.sha256:
-                return path
-    return None
-
-
-def _fetched(url: str, sha256: str) -> bytes:
-    """The file at the address, kept in the user's cache under its digest. Raises ModelError, FileError."""
-    kept = cache_folder() / "weights" / f"{sha256}.safetensors"
-    if kept.is_file():
-        return read_checked(kept, sha256)
-    try:
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            data: bytes = answer.read(LARGEST + 1)
-    except OSError as error:
-        fix = "Go online, or set RBENCH_WEIGHTS to a folder that holds the file."
-        raise ModelError(f"{url}: {getattr(error, 'reason', None) or reason(error)}", fix=fix) from error
-    if sha256_bytes(data) != sha256:
-        raise FileError(f"{url}: SHA-256 is {sha256_bytes(data)[:12]}…", expected=f"{sha256[:12]}…, as its card says")
-    with contextlib.suppress(FileError):  # a full or read-only cache costs a download next time, nothing more
-        atomic_write(kept, data)
-    return data
-
-
-def _tensors_of(card: Card) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(weights_bytes(card))
-    except safetensors.SafetensorError as error:
-        raise ModelError(f"{card.name}: its weights are no safetensors file ({error})") from error
-    return tensors
 
 
 def _fill(net: nn.Module, tensors: dict[str, Tensor], card: Card) -> None:

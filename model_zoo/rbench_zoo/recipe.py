@@ -10,15 +10,26 @@ from typing import Any
 from rbench_core.catalogue import Entry, entries, only
 from rbench_core.errors import CardError, UnknownName, UsageError
 
-SCHEMES = ("standard", "adversarial", "msd")
+SCHEMES = {  # how many inner attacks each asks for; None: one per member of a union, so two or more
+    "standard": 0,
+    "adversarial": 1,
+    "msd": 0,
+    "avg": None,
+    "max": None,
+    "eat": None,
+}
+TEXTS = ("attacks",)
+NUMBERS = ("chances", "rates")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """One recipe on one data set. The learning rate rises linearly to `rate` over the first two fifths and falls to 0 (Maini et al. 2020).
 
-    adversarial: every batch is replaced by what `attack` finds in `threat`. msd: multi steepest descent over the members of `threat`,
-    `rates` radii per step each. Weights after the last epoch are kept; nothing is chosen by test accuracy.
+    adversarial: every batch is replaced by what `attacks` finds in `threat`. avg, max, eat: `attacks` has one per member of `threat`;
+    trained on are all of them, the worst per image, or one drawn per batch, by `chances` where given. msd: multi steepest descent over the
+    members, `rates` radii per step each. Over the first `warmup` epochs the radius grows linearly to its full size. Weights after the
+    last epoch are kept; nothing is chosen by test accuracy. `net` is the architecture in words.
     """
 
     name: str
@@ -32,11 +43,14 @@ class Recipe:
     rate: float
     factory: str
     arguments: dict[str, Any]
+    net: str = "Small CNN"
     threat: str | None = None
-    attack: str | None = None
+    attacks: tuple[str, ...] = ()
+    chances: tuple[float, ...] = ()
     steps: int = 0
     rates: tuple[float, ...] = ()
     weight_decay: float = 0.0
+    warmup: float = 0.0
 
 
 def recipe_files() -> dict[str, Entry]:
@@ -73,12 +87,51 @@ def read_recipe(name: str, dataset: str) -> Recipe:
 
 
 def _checked(table: dict[str, Any], path: Path) -> Recipe:
+    _check_values(table, path)
+    lists = {key: tuple(table.get(key, ())) for key in TEXTS} | {key: tuple(map(float, table.get(key, ()))) for key in NUMBERS}
     try:
-        recipe = Recipe(**{**table, "rates": tuple(table.get("rates", ()))})
+        recipe = Recipe(**{**table, **lists, "warmup": float(table.get("warmup", 0))})
     except TypeError as error:
         raise CardError(f"{path}: {error}") from error
     if recipe.scheme not in SCHEMES:
         raise CardError(f"{path}: scheme = {recipe.scheme!r}", expected=f"one of: {', '.join(SCHEMES)}")
     if (recipe.threat is None) != (recipe.scheme == "standard"):
         raise CardError(f"{path}: threat and scheme {recipe.scheme} do not go together", expected="a threat for every scheme but standard")
+    _check_attacks(recipe, path)
+    _check_chances(recipe, path)
     return recipe
+
+
+def _check_values(table: dict[str, Any], path: Path) -> None:
+    """Types, before the attacks' names and the data set's budget are looked at. Raises CardError."""
+    for keys, kinds, words in ((TEXTS, (str,), "strings"), (NUMBERS, (int, float), "numbers")):
+        for key in keys:
+            given = table.get(key, [])
+            if not isinstance(given, list) or any(type(value) not in kinds for value in given):
+                raise CardError(f"{path}: {key} = {given!r}", expected=f"a list of {words}")
+    for key in ("epochs", "batch"):
+        if key in table and (type(table[key]) is not int or table[key] < 1):
+            raise CardError(f"{path}: {key} = {table[key]!r}", expected="a whole number from 1 on")
+    for key, low, expected in (("rate", 1e-12, "a learning rate above 0"), ("warmup", 0.0, "epochs, from 0 on")):
+        value = table.get(key, 1)
+        if type(value) not in (int, float) or not low <= value < float("inf"):
+            raise CardError(f"{path}: {key} = {value!r}", expected=expected)
+
+
+def _check_attacks(recipe: Recipe, path: Path) -> None:
+    asked, given = SCHEMES[recipe.scheme], len(recipe.attacks)
+    if given != asked and (asked is not None or given < 2):
+        expected = "one per member of a union, so two or more" if asked is None else str(asked)
+        raise CardError(f"{path}: {given} attacks for scheme {recipe.scheme}", expected=expected)
+
+
+def _check_chances(recipe: Recipe, path: Path) -> None:
+    chances = recipe.chances
+    if not chances:
+        return
+    fit = recipe.scheme == "eat" and len(chances) == len(recipe.attacks)
+    if not fit or not all(0 <= chance < float("inf") for chance in chances) or sum(chances) == 0:
+        raise CardError(
+            f"{path}: chances = {list(chances)} for scheme {recipe.scheme}",
+            expected="with scheme eat only: one number from 0 on per attack, not all 0",
+        )

@@ -26,6 +26,7 @@ from rbench_results.store import ADDED_UP, Store, same_logits
 
 RUN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,79}")  # it becomes a file name of the site
 DIGEST = re.compile(r"[0-9a-f]{64}")
+EXTENT = re.compile(r"\d{1,18}(\.\d{1,18})?(/[1-9]\d{0,17})?")  # an exact radius that takes no minutes to read
 STRENGTH = {"error": 0, "survived": 1, "open": 1}  # every other status says more
 STATES = ("running", "failed", "done")
 
@@ -67,7 +68,7 @@ def snapshot(store: Store) -> Snapshot:
 
 
 def check(given: Snapshot) -> None:
-    """Refuse records that contradict themselves: keys that are not their content's, broken seals, ids that are no names. Raises StoreError."""
+    """Refuse what contradicts itself: keys that are not their content's, broken seals, ids that are no names. Raises StoreError."""
     for model in given.models:
         _named(DIGEST, model.digest, "model")
     for dataset in given.datasets:
@@ -75,6 +76,10 @@ def check(given: Snapshot) -> None:
     for question in given.questions:
         if question.key != question_key(question):
             raise StoreError(f"question {question.key[:12]} ({question.spec}): its content has another key", fix="It was changed.")
+        if question.set != {"family": question.family, "extent": question.extent}:  # boards compare by the two, keys by the set
+            raise StoreError(f"question {question.key[:12]}: family or extent is not that of its set", fix="It was changed.")
+        if not all(EXTENT.fullmatch(value) for value in question.extent.values()):
+            raise StoreError(f"question {question.key[:12]}: extent {str(question.extent)[:80]}", expected="exact radii such as 3/10")
     for run in given.runs:
         _named(RUN_ID, run.id, "run")
         if run.state not in STATES or run.n < 1 or run.first < 0:

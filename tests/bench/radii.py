@@ -1,7 +1,7 @@
 """Robust accuracy over radii for one undefended and one adversarially trained net: what the radii of docs/radii.md were chosen from.
 
 python tests/bench/radii.py digits 500 digits-standard digits-linf-at
-python tests/bench/radii.py mnist 200 tests/published.py:mnist_lenet5_std tests/published.py:mnist_fast_pgd
+python tests/bench/radii.py mnist 200 mnist-lenet5-std mnist-fast-pgd
 """
 
 from __future__ import annotations

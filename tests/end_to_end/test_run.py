@@ -146,6 +146,35 @@ def test_old_habits_work(means: str, command: Command, tmp_path: Path) -> None:
     assert list(report["members"]) == ["linf(eps=8/255)"]
     again = json.loads(command(*args, "--threat", "LINF", "--eps", "16/510").stdout)  # the same number is the same question
     assert again["cost"]["this_run"]["forward"] == 0
+    other = json.loads(command(*args, "--threat", "L2", "--eps", "0.5").stdout)
+    assert list(other["members"]) == ["l2(eps=0.5)"]
+
+
+@pytest.mark.parametrize(("plan", "key", "other"), [("autoattack", "autoattack_acc", "rbench_acc"), (PLAN, "rbench_acc", "autoattack_acc")])
+def test_a_run_in_robustbench_s_shape(means: str, command: Command, tmp_path: Path, plan: str, key: str, other: str) -> None:
+    args = ["--model", means, "--dataset", "digits", "--n", 20, "--threat", "Linf", "--eps", "8/255", "--plan", plan, "--results", tmp_path]
+    report = json.loads(command("run", *args, "--json").stdout)
+    done = command("show", "latest", "--as", "robustbench", "--results", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    info = json.loads(done.stdout)
+    assert info[key] == f"{100 * report['robust']['accuracy']:.2f}"
+    assert info.get(other) is None
+    assert (info["eps"], info["threat_model"], info["dataset"]) == ("8/255", "Linf", "digits")
+    assert info["clean_acc"] == f"{100 * report['clean']['accuracy']:.2f}"
+
+
+def test_one_example_is_shown_with_what_every_run_found(ask: Any, command: Command, tmp_path: Path) -> None:
+    report = ask()
+    weak = ask(threat="linf(eps=0.0001)", plan="pgd(steps=1)")
+    fallen = next(row for row in report.data["verdicts"] if row["status"] == "broken")
+    done = command("show", weak.run, "--example", fallen["index"], "--json", "--results", tmp_path / "results")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert (told["label"], told["clean"]) == (fallen["label"], fallen["label"])
+    assert [row["spec"] for row in told["history"]][:2] == ["linf(eps=0.0001)", "linf(eps=0.1)"]
+    [row] = [row for row in told["history"] if row["status"] == "broken"]
+    assert (row["spec"], row["attack"], row["entered"], row["run"]) == (fallen["fell_to"], PLAN, [PLAN], report.run)
+    assert Path(told["picture"]).read_bytes() == report.example(fallen["index"]).to_png()
 
 
 def test_a_factory_or_model_that_prints_leaves_stdout_to_the_result(model_file: Write, command: Command, tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from laws import attack_laws as laws
 from laws import wrong_attacks as wrong
 from laws.entries import Entry, attacks, drawn, encounters, entries, plans
 from laws.given import seeds
-from rbench.api import DEFAULT_PLAN
 from rbench.attacks.build import record, spec_of
-from rbench.attacks.catalogue import Plan
+from rbench.attacks.catalogue import DEFAULT_PLAN, Plan
 from rbench.attacks.losses import LOSSES
 from rbench.attacks.msd import MSD
 from rbench.attacks.pgd import PGD

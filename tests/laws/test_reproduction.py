@@ -25,7 +25,10 @@ from rbench_threats.spec import parse
 
 N = 36
 THREAT = "union(linf(eps=0.06), l2(eps=0.3), l1(eps=0.7), l0(pixels=1), rotation-translation(degrees=4, shift=0.1))"
-PLAN = "plan(pgd(steps=3, restarts=2), apgd(loss=dlr-targeted, steps=4, top=2), apgd-sparse(steps=4), topk(steps=4, restarts=2))"
+PLAN = (
+    "plan(pgd(steps=3, restarts=2), apgd(loss=dlr-targeted, steps=4, top=2), apgd-sparse(steps=4), topk(steps=4, restarts=2), "
+    "square(queries=8), sparse-rs(queries=8, restarts=2))"
+)
 KEYS = rbench.attacks.noise.row_keys
 
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from laws import truth
 from laws.entries import attacks, plans
-from rbench.api import DEFAULT_PLAN
 from rbench.attacks.build import spec_of
-from rbench.attacks.catalogue import Plan, Stage, resolve_plan
+from rbench.attacks.catalogue import DEFAULT_PLAN, Plan, Stage, resolve_plan
 from rbench.attacks.pgd import PGD, TopK
 from rbench.attacks.protocol import Attack
 from rbench.attacks.search import Examples

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rbench.api import load_model
 from rbench.data import Dataset, from_tensors, load
 from rbench.models import Found, Wrapped, attacked, find, module_digest, wrap
-from rbench.probe import PROBE_ROWS, probe_batch, range_warning
+from rbench.probe import PROBE_ROWS, input_warning, probe_batch, range_warning
 from rbench_core.errors import ModelError, RbenchError, UnknownName, UsageError
 from rbench_zoo import catalogue
 from rbench_zoo.architectures import SmallCNN
@@ -27,6 +28,11 @@ from zoo.cards import write_card
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load("digits", n=32)
+
+
+@pytest.fixture(scope="module")
+def many() -> Dataset:
+    return load("digits", n=256)
 
 
 def net(seed: int = 0) -> SmallCNN:
@@ -184,6 +190,68 @@ def test_an_adapter_takes_and_gives_float32_and_lets_gradients_through(case: str
 )
 def test_an_accuracy_near_chance_is_warned_of(accuracy: float, classes: int, warned: bool) -> None:
     assert (range_warning(accuracy, classes) is not None) is warned
+
+
+class Expecting(nn.Module):
+    """A net of the zoo for images in another range than [0, 1]."""
+
+    def __init__(self, back: Callable[[Tensor], Tensor], name: str = "digits-standard") -> None:
+        super().__init__()
+        self.net, self.back, self.seen = load_model(name).requires_grad_(False), back, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        return self.net(self.back(x))  # type: ignore[no-any-return]
+
+
+RANGES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "grey levels": (lambda x: x / 255, "0 to 255"),
+    "both signs": (lambda x: (x + 1) / 2, "-1 to 1"),
+    "normalised": (lambda x: 0.38 * x + 0.31, "mean 0 and deviation 1"),
+}
+
+
+@pytest.mark.parametrize("case", RANGES)
+def test_a_model_for_another_range_is_told_which(case: str, many: Dataset) -> None:
+    """Only grey levels end at chance: the other two are right on eight or nine of ten images and are told all the same."""
+    back, words = RANGES[case]
+    model = Expecting(back)
+    clean = float((model(many.x).argmax(1) == many.y).float().mean())
+    found = input_warning(model, many.x, many.y, clean, 10)
+    assert found is not None
+    assert found["code"] == "input-range"
+    assert f"scaled to {words}" in found["text"]
+    assert f"is {clean:.1%}, but 9" in found["text"]
+    if case != "grey levels":
+        assert clean > 0.75
+
+
+@pytest.mark.parametrize("name", ["digits-standard", "digits-msd", "digits-l1-at"])
+def test_a_model_that_is_right_as_it_is_gets_no_word_about_its_range(name: str, many: Dataset) -> None:
+    model = Expecting(lambda x: x, name)
+    assert input_warning(model, many.x, many.y, 0.9, 10) is None  # as if the run's slice were harder than the first images
+    assert model.seen == 4 * len(many)
+    assert input_warning(model, many.x, many.y, 0.96, 10) is None
+    assert model.seen == 4 * len(many)  # few errors: no scaling could gain enough, so none is tried
+
+
+def test_near_chance_without_a_cure_is_told_as_before_and_luck_is_none(many: Dataset) -> None:
+    model = Expecting(lambda x: x.flip(3))
+    clean = float((model(many.x).argmax(1) == many.y).float().mean())
+    assert input_warning(model, many.x, many.y, clean, 10) == range_warning(clean, 10)
+    few = Expecting(RANGES["both signs"][0])
+    assert input_warning(few, many.x[:8], many.y[:8], 0.5, 10) is None  # eight images show nothing
+
+
+def test_trying_other_ranges_leaves_the_images_alone_and_survives_refusals(many: Dataset) -> None:
+    def strict(x: Tensor) -> Tensor:
+        if x.max() > 1 or x.min() < 0:
+            raise ValueError("images lie in [0, 1]")
+        return x.mul_(0.5)
+
+    before = many.x.clone()
+    assert input_warning(Expecting(strict), many.x, many.y, 0.5, 10) is None
+    assert torch.equal(many.x, before)
 
 
 # --- what cannot be evaluated -------------------------------------------------------------------------------------------------------

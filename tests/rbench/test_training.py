@@ -45,32 +45,39 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     assert one == same != other
 
 
-def test_a_training_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train("standard", out=tmp_path / "whole", epochs=3, name="net")
+@pytest.mark.parametrize("recipe", ["standard", "eat"])
+def test_a_training_that_was_stopped_goes_on(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(recipe, out=tmp_path / "whole", epochs=2, name="net")
     whole, epochs = loop._epoch, 0
 
     def stopped(*args: object) -> None:
         nonlocal epochs
         epochs += 1
-        if epochs == 3:
+        if epochs == 2:
             raise KeyboardInterrupt
         whole(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "_epoch", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train("standard", out=tmp_path / "cut", epochs=3, name="net")
+        train(recipe, out=tmp_path / "cut", epochs=2, name="net")
     with pytest.raises(TrainingError, match="another recipe, seed or number of epochs"):
-        train("standard", out=tmp_path / "cut", epochs=3, name="net", seed=5)
+        train(recipe, out=tmp_path / "cut", epochs=2, name="net", seed=5)
     monkeypatch.setattr(loop, "_epoch", whole)
-    train("standard", out=tmp_path / "cut", epochs=3, name="net")
+    train(recipe, out=tmp_path / "cut", epochs=2, name="net")
     assert (tmp_path / "cut" / "net.safetensors").read_bytes() == (tmp_path / "whole" / "net.safetensors").read_bytes()
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")  # what `eat` counts is in them
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    rows = [json.loads(line) for line in (folder / "net.log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
 
 
 def test_unknown_recipes_and_data_sets_are_refused() -> None:
     with pytest.raises(UnknownName, match="linf-at"):
         train("linf-att")
-    with pytest.raises(UsageError, match="not written for mnist"):
-        train("msd", dataset="mnist")
+    with pytest.raises(UsageError, match="not written for cifar10"):
+        train("msd", dataset="cifar10")
 
 
 def test_the_inner_attack_stays_in_its_set_and_does_more_harm_than_noise() -> None:

@@ -24,7 +24,7 @@ from rbench_results.store import Store
 
 
 def asked(eps: str, **fields: object) -> QuestionRecord:
-    record = stored.question(eps=eps, **fields)
+    record = stored.question(eps=eps, set={"family": "linf", "extent": {"eps": eps}}, **fields)
     return replace(record, key=question_key(record))
 
 
@@ -119,7 +119,10 @@ WRONG: dict[str, tuple[Callable[[Snapshot], Snapshot], str]] = {
     "a verdict's status": (lambda s: replace(s, verdicts={A.key: [replace(s.verdicts[A.key][0], status="survived")]}), "seal"),
     "a verdict's label": (lambda s: replace(s, verdicts={A.key: [replace(s.verdicts[A.key][0], label=2)]}), "seal"),
     "a verdict of another question": (lambda s: replace(s, questions=[A, B], verdicts={B.key: s.verdicts[A.key]}), "seal"),
-    "a question's radius": (lambda s: replace(s, questions=[replace(A, set={"name": "linf", "eps": "1/2"})]), "another key"),
+    "a question's radius": (lambda s: replace(s, questions=[replace(A, set={"family": "linf", "extent": {"eps": "1/2"}})]), "another key"),
+    "a question's extent alone": (lambda s: replace(s, questions=[replace(A, extent={"eps": "1/2"})]), "not that of its set"),
+    "a question's family alone": (lambda s: replace(s, questions=[replace(A, family="l2")]), "not that of its set"),
+    "a radius of a billion digits": (lambda s: replace(s, questions=[asked("1e999999999")], verdicts={}, runs=[]), "exact radii"),
     "a question that is not there": (lambda s: replace(s, questions=[B]), "not there"),
     "a run named as a path": (lambda s: replace(s, runs=[replace(s.runs[0], id="../../x")]), "expected an id"),
     "a run of no examples": (lambda s: replace(s, runs=[replace(s.runs[0], n=0)]), "expected a run"),
@@ -152,7 +155,7 @@ import stored
 from rbench_results.merge import merge, Snapshot
 from rbench_results.seal import question_key, sealed
 from rbench_results.store import Store
-record = stored.question(eps="1/10")
+record = stored.question(eps="1/10", set={"family": "linf", "extent": {"eps": "1/10"}})
 A = replace(record, key=question_key(record))
 run, first = sys.argv[2], int(sys.argv[3])
 with Store.open(Path(sys.argv[1])) as store:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from rbench_zoo.architectures import MLP, Layers, Normalise, SmallCNN
+from rbench_zoo.architectures import MLP, Layers, Normalise, ResNet2b, ResNet20, SmallCNN
+from rbench_zoo.architectures.resnets import PaddedBlock
 
 SMALL: list[list[str | int]] = [
     ["conv", 16, 4, 2, 1],
@@ -73,6 +74,46 @@ def test_equal_tables_are_equal_nets_however_they_were_written() -> None:
     assert SmallCNN().table != SmallCNN(hidden=65).table
 
 
+CONVOLUTIONS: list[list[str | int]] = [["conv", 4, 3, 1, 1], ["batchnorm"], ["elu"], ["maxpool", 2], ["flatten"], ["linear", 10]]
+
+
+def test_batch_norm_elu_and_pooling_are_torch_s_and_rows_may_have_names() -> None:
+    net = Layers(CONVOLUTIONS, [2, 9, 8], names={"0": "conv1", "1": "bn1", "5": "linear"}).eval()
+    hand = nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.BatchNorm2d(4), nn.ELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10)).eval()
+    nn.init.uniform_(hand[1].running_mean)
+    names = {"conv1": "0", "bn1": "1", "linear": "5"}
+    assert {key.partition(".")[0] for key in net.state_dict()} == set(names)
+    own = {key: f"{names[key.partition('.')[0]]}.{key.partition('.')[2]}" for key in net.state_dict()}
+    net.load_state_dict({key: hand.state_dict()[own[key]] for key in own})
+    x = images(16, 2, 9, 8)
+    assert torch.equal(net(x), hand(x))
+    assert net.table == [["conv", 2, 4, 3, 1, 1], ["batchnorm", 4], ["elu"], ["maxpool", 2], ["flatten"], ["linear", 64, 10]]
+
+
+CLASHES = [({"6": "x"}, "from 0 to 5"), ({"0": "a.b"}, "dots"), ({"0": "a", "1": "a"}, "different"), ({"0": "1"}, "different")]
+
+
+@pytest.mark.parametrize(("names", "words"), CLASHES)
+def test_names_that_cannot_be_say_so(names: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Layers(CONVOLUTIONS, [2, 9, 8], names=names)
+
+
+@pytest.mark.parametrize(("net", "parameters"), [(ResNet20(), 269_722), (ResNet2b(), 112_006)], ids=["ResNet20", "ResNet2b"])
+def test_residual_nets_have_their_published_size(net: nn.Module, parameters: int) -> None:
+    assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+    assert net.eval()(images(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_shortcut_without_parameters_takes_every_second_pixel_and_pads_channels() -> None:
+    block = PaddedBlock(2, 6, 2).eval()
+    nn.init.zeros_(block.conv2.weight)  # what is left is the shortcut
+    x = images(1, 2, 4, 4)
+    out = block(x)
+    assert torch.equal(out[:, 2:4], x[:, :, ::2, ::2])
+    assert out[:, :2].abs().sum() == out[:, 4:].abs().sum() == 0
+
+
 def first(net: Layers, rows: int) -> nn.Sequential:
     return nn.Sequential(*list(net)[:rows])
 
@@ -116,6 +157,11 @@ def test_normalisation_is_per_channel() -> None:
         ([["conv", 4, 3]], "end with flatten"),
         ([], "end with flatten"),
         ([["relu", 1]], "layer 0"),
+        ([["maxpool"]], "layer 0"),
+        ([["maxpool", 9]], "does not fit"),
+        ([["maxpool", 0]], "does not fit"),
+        ([["flatten"], ["batchnorm"]], "before flatten"),
+        ([["flatten"], ["maxpool", 2]], "before flatten"),
     ],
 )
 def test_a_table_that_cannot_be_says_where(layers: list[Any], words: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rbench_core.errors import CardError
-from rbench_zoo.card import Reported, Scaling, parse
+from rbench_zoo.card import Original, Reported, Scaling, parse
 
 FULL = """
 schema = 1
@@ -19,6 +19,7 @@ name = "digits-linf-at"
 title = "Small CNN, linf adversarial training"
 dataset = "digits"
 parameters = 38282
+gradient = false
 [architecture]
 factory = "rbench_zoo.architectures:SmallCNN"
 channels = [16, 32]
@@ -27,6 +28,12 @@ input = { mean = [0.5], std = [0.25] }
 file = "digits-linf-at.safetensors"
 url = "https://example.org/digits-linf-at.safetensors"
 sha256 = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+[weights.source]
+url = "https://example.org/0123456/original.pt"
+sha256 = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+format = "state-dict"
+entry = "state_dict"
+prefix = "module."
 [training]
 recipe = "linf-at"
 seed = 0
@@ -92,6 +99,10 @@ def test_every_value_of_a_card_arrives_in_its_type() -> None:
     assert (card.name, card.dataset, card.parameters, card.origin) == ("digits-linf-at", "digits", 38282, "built in")
     assert card.architecture.arguments == {"channels": [16, 32]}
     assert card.architecture.scaling == Scaling((0.5,), (0.25,))
+    assert card.gradient is False
+    assert card.weights.original == Original(
+        "https://example.org/0123456/original.pt", "b" * 64, "state-dict", entry="state_dict", prefix="module."
+    )
     assert (card.training.recipe, card.training.seed, card.training.epochs) == ("linf-at", 0, 20)
     assert card.source.reported == (Reported("linf(eps=0.3)", "PGD-40", 0.5, 0.0, 1.0, 100, "T1"),)
     assert type(card.source.reported[0].certified_accuracy) is float
@@ -101,7 +112,9 @@ def test_every_value_of_a_card_arrives_in_its_type() -> None:
 def test_what_is_absent_is_unknown() -> None:
     table = full()
     del table["training"], table["source"], table["parameters"], table["weights"]["url"], table["architecture"]["input"]
+    del table["gradient"], table["weights"]["source"]
     card = parse(table, PATH)
+    assert (card.gradient, card.weights.original, card.weights.needs_mirror) == (True, None, None)
     assert (card.parameters, card.weights.url, card.training.recipe, card.source.paper, card.source.reported) == (
         None,
         None,
@@ -121,7 +134,7 @@ def test_a_value_of_another_type_is_refused_by_its_key(path: tuple[str | int, ..
         value = value[step]
     others = [
         str(value) if not isinstance(value, str) else 3,
-        True,
+        True if not isinstance(value, bool) else 1,
         [] if not isinstance(value, list) else {},
         {} if isinstance(value, list) else [1],
     ]
@@ -129,12 +142,26 @@ def test_a_value_of_another_type_is_refused_by_its_key(path: tuple[str | int, ..
         assert str(path[-1]) in refused(changed(path, other))
 
 
-@pytest.mark.parametrize("table", [(), ("weights",), ("training",), ("source",), ("source", "reported", 0), ("architecture", "input")])
+TABLES = [(), ("weights",), ("weights", "source"), ("training",), ("source",), ("source", "reported", 0), ("architecture", "input")]
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_an_unknown_key_is_refused_by_its_name(table: tuple[str | int, ...]) -> None:
     assert "robust_acc" in refused(changed((*table, "robust_acc"), 0.5))
 
 
-@pytest.mark.parametrize("path", [("schema",), ("name",), ("title",), ("dataset",), ("architecture", "factory"), ("weights", "sha256")])
+REQUIRED = [
+    ("schema",),
+    ("name",),
+    ("title",),
+    ("dataset",),
+    ("architecture", "factory"),
+    ("weights", "sha256"),
+    *(("weights", "source", key) for key in ("url", "sha256", "format")),
+]
+
+
+@pytest.mark.parametrize("path", REQUIRED)
 def test_a_missing_key_is_named(path: tuple[str, ...]) -> None:
     table = full()
     place = table
@@ -164,6 +191,9 @@ def test_a_missing_key_is_named(path: tuple[str, ...]) -> None:
         (("weights", "url"), "file:///etc/passwd", "https"),
         (("weights", "sha256"), "A" * 64, "hex"),
         (("weights", "sha256"), "abc", "hex"),
+        (("weights", "source", "url"), "http://example.org/a.pt", "https"),
+        (("weights", "source", "sha256"), "abc", "hex"),
+        (("weights", "source", "format"), "pickle", "one of: state-dict"),
         (("source", "reported", 0, "robust_accuracy"), 80.24, "fraction"),
         (("source", "reported", 0, "robust_accuracy"), float("nan"), "fraction"),
         (("source", "reported"), [3], "table"),
@@ -171,6 +201,13 @@ def test_a_missing_key_is_named(path: tuple[str, ...]) -> None:
 )
 def test_values_that_cannot_be_are_refused(path: tuple[str | int, ...], value: Any, words: str) -> None:
     assert words in refused(changed(path, value))
+
+
+def test_what_needs_the_mirror_has_no_address() -> None:
+    assert "needs_mirror" in refused(changed(("weights", "needs_mirror"), "ten files were joined"))
+    table = changed(("weights", "needs_mirror"), "ten files were joined")
+    del table["weights"]["url"], table["weights"]["source"]
+    assert parse(table, PATH).weights.needs_mirror == "ten files were joined"
 
 
 def test_weights_need_a_place() -> None:

@@ -45,7 +45,8 @@ def test_registries_join_the_built_in_cards(registry: Path, tmp_path: Path, monk
     write_card(tmp_path / "second", "three")
     monkeypatch.setenv("RBENCH_REGISTRY", os.pathsep.join([str(registry), str(tmp_path / "second"), ""]))
     assert list(catalogue.cards()) == ["one", "three", "two"]
-    assert {row["name"]: row["origin"] for row in catalogue.listing()} == {"one": "built in", "two": "registry", "three": "registry"}
+    origins = {row["name"]: row["origin"] for row in catalogue.listing()}
+    assert origins == {"one": "built in", "two": f"registry {registry}", "three": f"registry {tmp_path / 'second'}"}
 
 
 def test_the_listing_is_plain_data(registry: Path) -> None:

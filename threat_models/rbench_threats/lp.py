@@ -8,10 +8,11 @@ from fractions import Fraction
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rbench_core.errors import SpecError
+from rbench_threats import squares
 from rbench_threats.projections import project_l1_box, project_l2_box
 from rbench_threats.protocol import NORM_TOLERANCE, PIXEL_TOLERANCE, Row, Scale, per_row
 from rbench_threats.spec import Exact, whole, written
@@ -19,6 +20,7 @@ from rbench_threats.spec import Exact, whole, written
 Rows = Float[Tensor, " rows"]
 Thetas = Float[Tensor, "rows p"]
 Images = Float[Tensor, "rows c h w"]
+MOVE = 4  # the first stream of a move's noise: a start and a move may be drawn at the same step
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Linf(_Additive):
     eps: Exact | Fraction | float | int | str
 
     family: ClassVar[str] = "linf"
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "squares"})
     norm: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:
@@ -100,6 +103,20 @@ class Linf(_Additive):
 
     def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
         return grad.sign().mul_(float(self.eps))
+
+    def opening(self, ctx: Box, row: Row) -> Thetas:
+        """Stripes from top to bottom, one pixel wide, at −eps or eps."""
+        channels, height, width = _shape(ctx)
+        stripes = squares.signs(channels * width, row, stream=0).view(-1, channels, 1, width)
+        return self.project(ctx, stripes.expand(-1, -1, height, -1).flatten(1) * float(self.eps))
+
+    def move(self, ctx: Box, theta: Thetas, share: Rows, row: Row) -> Thetas:
+        """One square at −eps or eps, each channel with its own sign."""
+        shape = _shape(ctx)
+        side = squares.sides(share, shape)
+        here = squares.inside(squares.corners(side, shape, row, MOVE), side, shape)
+        value = squares.signs(shape[0], row, MOVE + 1)[:, :, None, None] * float(self.eps)
+        return self.project(ctx, torch.where(here, value, theta.unflatten(1, shape)).flatten(1))
 
     def gauge(self, ctx: Box, theta: Thetas) -> Rows:
         return theta.abs().amax(1) / float(self.eps)
@@ -142,6 +159,7 @@ class L2(_Norm):
     eps: Exact | Fraction | float | int | str
 
     family: ClassVar[str] = "l2"
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "squares"})
     order: ClassVar[int] = 2
     norm: ClassVar[float] = 2.0
 
@@ -162,6 +180,17 @@ class L2(_Norm):
     def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
         return _unit(grad) * float(self.eps)
 
+    def opening(self, ctx: Box, row: Row) -> Thetas:
+        """Bumps all over the image, scaled to radius eps, cut with the box."""
+        return self._scaled(ctx, squares.tiled(_shape(ctx), self.order, row, stream=0).flatten(1))
+
+    def move(self, ctx: Box, theta: Thetas, share: Rows, row: Row) -> Thetas:
+        """Mass of one window moved to another, the whole scaled to radius eps, cut with the box."""
+        return self._scaled(ctx, squares.shifted(theta, _shape(ctx), share, float(self.eps), self.order, row, MOVE))
+
+    def _scaled(self, ctx: Box, theta: Thetas) -> Thetas:
+        return (_unit(theta) * float(self.eps)).clamp_(ctx.lower, ctx.upper)
+
 
 @dataclass(frozen=True, slots=True)
 class L1(_Norm):
@@ -172,7 +201,7 @@ class L1(_Norm):
     family: ClassVar[str] = "l1"
     order: ClassVar[int] = 1
     norm: ClassVar[float] = 1.0
-    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "sparse"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "sparse", "squares"})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", _radius("l1", self.eps))
@@ -199,6 +228,14 @@ class L1(_Norm):
     def free(self, ctx: Box, theta: Thetas, grad: Thetas) -> Thetas:
         return _free(ctx, theta, grad)
 
+    def opening(self, ctx: Box, row: Row) -> Thetas:
+        """Bumps all over the image, projected: only their peaks remain."""
+        return self.project(ctx, squares.tiled(_shape(ctx), self.order, row, stream=0).flatten(1))
+
+    def move(self, ctx: Box, theta: Thetas, share: Rows, row: Row) -> Thetas:
+        """Mass of one window moved to another, the whole projected."""
+        return self.project(ctx, squares.shifted(theta, _shape(ctx), share, float(self.eps), self.order, row, MOVE))
+
 
 @dataclass(frozen=True, slots=True)
 class L0(_Additive):
@@ -207,7 +244,7 @@ class L0(_Additive):
     pixels: Exact | Fraction | float | int | str
 
     family: ClassVar[str] = "l0"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "norm", "sparse", "support"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "norm", "sparse", "support", "swaps"})
     norm: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
@@ -259,14 +296,40 @@ class L0(_Additive):
         return _free(ctx, theta, grad)
 
     def gauge(self, ctx: Box, theta: Thetas) -> Rows:
-        return self._changed(ctx, theta) / float(Exact(self.pixels))
+        return self._changed(ctx, theta).sum(1).float() / float(Exact(self.pixels))
 
     def excess(self, ctx: Box, theta: Thetas) -> Rows:
-        return torch.maximum(self._changed(ctx, theta) - float(Exact(self.pixels)), _outside(ctx, theta) - PIXEL_TOLERANCE)
+        beyond = self._changed(ctx, theta).sum(1).float() - float(Exact(self.pixels))
+        return torch.maximum(beyond, _outside(ctx, theta) - PIXEL_TOLERANCE)
 
-    def _changed(self, ctx: Box, theta: Thetas) -> Rows:
+    def opening(self, ctx: Box, row: Row) -> Thetas:
+        """Pixels drawn uniformly, each at a random corner of its colour range."""
+        channels, height, width = _shape(ctx)
+        chosen = _largest(row.uniform(height * width, stream=0), self._budget(ctx, 1.0))
+        return torch.where(chosen.repeat(1, channels), self._corner(ctx, row, 1), 0.0)
+
+    def move(self, ctx: Box, theta: Thetas, share: Rows, row: Row) -> Thetas:
+        """A share of the budget, one pixel at least, goes from changed pixels to others, at random corners (Croce et al. 2022, Alg. 1)."""
+        channels, height, width = _shape(ctx)
+        budget, changed = self._budget(ctx, 1.0), self._changed(ctx, theta)
+        count = (share * budget + 1e-4).long().clamp_min(1)
+        drawn = row.uniform(2 * height * width, MOVE)
+        back = _largest(torch.where(changed, drawn[:, : height * width], -1.0), count) & changed
+        kept = changed & ~back
+        rank = torch.where(kept, -2.0, drawn[:, height * width :] - back.float())  # those that go come back only where no other is left
+        fresh = _largest(rank, budget - kept.sum(1)) & ~kept
+        stay = torch.where(kept.repeat(1, channels), theta, 0.0)
+        return torch.where(fresh.repeat(1, channels), self._corner(ctx, row, MOVE + 1), stay)
+
+    def _corner(self, ctx: Box, row: Row, stream: int) -> Thetas:
+        """Each value at the end of its range that a coin names; at the other where that would leave the pixel as it is."""
+        up = row.uniform(ctx.lower.shape[1], stream) < 0.5
+        still = ~self._changed(ctx, torch.where(up, ctx.upper, ctx.lower)).repeat(1, ctx.x.shape[1])
+        return torch.where(up ^ still, ctx.upper, ctx.lower)
+
+    def _changed(self, ctx: Box, theta: Thetas) -> Bool[Tensor, "rows pixels"]:
         changed: Tensor = (theta != 0).unflatten(1, (ctx.x.shape[1], -1)).any(1)
-        return changed.sum(1).float()
+        return changed
 
     def _budget(self, ctx: Box, scale: Scale) -> Tensor:
         count = torch.as_tensor(scale, device=ctx.x.device, dtype=torch.float64) * float(Exact(self.pixels))
@@ -274,6 +337,11 @@ class L0(_Additive):
 
     def _kept(self, ctx: Box, gain: Tensor, scale: Scale) -> Tensor:
         return _largest(gain, self._budget(ctx, scale)).repeat(1, ctx.x.shape[1])
+
+
+def _shape(ctx: Box) -> squares.Shape:
+    channels, height, width = ctx.x.shape[1:]
+    return channels, height, width
 
 
 def _norm(theta: Thetas, order: int) -> Tensor:

@@ -20,6 +20,8 @@ ATTACKS = {  # the catalogue's one line per attack; attacks of installed package
     "apgd": "rbench.attacks.apgd:APGD",
     "apgd-sparse": "rbench.attacks.apgd:APGDSparse",
     "grid": "rbench.attacks.grid:Grid",
+    "square": "rbench.attacks.square:Square",
+    "sparse-rs": "rbench.attacks.square:SparseRS",
 }
 
 

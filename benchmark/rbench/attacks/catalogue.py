@@ -12,10 +12,15 @@ from rbench_core.errors import CardError, UnknownName, UsageError
 from rbench_threats.spec import Call, Exact, parse, written
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rbench.attacks.external import Foreign
     from rbench.attacks.protocol import Attack
     from rbench_threats.protocol import PerturbationSet
 
+DEFAULT_PLAN = "apgd"
+GRADIENT_FREE_PLAN = "queries"  # the default for a model whose card says that it has no gradient
+NO_GRADIENT = "needs a gradient, which the model's card says it has not"
 PLAN_KEYS = ("name", "title", "summary", "source", "attacks")
 STAGE_KEYS = ("spec", "unless", "start", "after")
 
@@ -36,13 +41,34 @@ class Stage:
         """Whether another library runs it."""
         return hasattr(self.attack, "batch")
 
+    @property
+    def gradient(self) -> bool:
+        """Whether it needs the model's gradient."""
+        return self.attack.gradient if self.foreign else "gradient" in self.attack.cycle  # type: ignore[union-attr]
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is tried, in which order. Its record is part of every question that it answers."""
+    """What is tried, in which order. Its record is part of every question that it answers.
+
+    `stages` is what may run; `without` those that were left out because the model gives no gradient, which makes it another question.
+    """
 
     name: str
     stages: tuple[Stage, ...]
+    without: tuple[Stage, ...] = ()
+
+    def for_model(self, gradient: bool) -> Plan:
+        """The plan for a model that has a usable gradient, or has none."""
+        if gradient:
+            return self
+        parts = {needed: tuple(stage for stage in self.stages if stage.gradient == needed) for needed in (False, True)}
+        return Plan(self.name, parts[False], parts[True])
+
+    def left_out(self, spaces: Iterable[PerturbationSet]) -> list[str]:
+        """The attacks that would have tried one of these sets, had the model a gradient."""
+        fitting = [stage.label for stage in self.without if any(self._why_not(stage, space) is None for space in spaces)]
+        return list(dict.fromkeys(fitting))
 
     def record(self) -> list[dict[str, Any]]:
         """The expanded list: every argument of every attack."""
@@ -62,9 +88,19 @@ class Plan:
             if self._why_not(stage, space) is None and (stage.after is None or stage.after in ran):
                 chosen.append(stage)
         if not chosen:
-            why = "; ".join(f"{stage.spec.partition('(')[0]} {self._why_not(stage, space)}" for stage in self.stages)
-            raise UsageError(f"plan {self.name} has no attack for {space}: {why}", fix="Choose another plan: `rbench plans`.")
+            raise UsageError(f"plan {self.name} has no attack for {space}: {self._reasons(space)}", fix=self._instead(space))
         return tuple(chosen)
+
+    def _reasons(self, space: PerturbationSet) -> str:
+        """Why no attack of the plan tries the set, each once."""
+        reasons = [f"{stage.spec.partition('(')[0]} {self._why_not(stage, space)}" for stage in self.stages]
+        lacking = ", ".join(self.left_out([space]))
+        return "; ".join(dict.fromkeys(reasons + ([f"{lacking} {NO_GRADIENT}"] if lacking else [])))
+
+    def _instead(self, space: PerturbationSet) -> str:
+        """What to take, where only the gradient is lacking."""
+        other = self.name != GRADIENT_FREE_PLAN and self.left_out([space])
+        return f"Take --plan {GRADIENT_FREE_PLAN}, whose attacks need none." if other else "Choose another plan: `rbench plans`."
 
     def _why_not(self, stage: Stage, space: PerturbationSet) -> str | None:
         lacking = stage.attack.needs - space.capabilities

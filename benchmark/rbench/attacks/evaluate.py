@@ -101,7 +101,7 @@ def gradient(loss: Float[Tensor, " rows"], theta: Tensor) -> tuple[Tensor]:
             raise ModelError(
                 "the model gives no gradient to its input",
                 expected="a differentiable model",
-                fix="Choose a plan of attacks that need none.",
+                fix="Take --plan queries, whose attacks need none, or say gradient = false in its card.",
             ) from error
         raise _named(error) from error
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rbench.attacks.foolbox_classes import ONE_ROW, STARTS, Argument, kind_of, parameters, starts, typed
+from rbench.attacks.foolbox_classes import DECISIONS, ONE_ROW, STARTS, Argument, kind_of, parameters, starts, typed
 from rbench.attacks.sealed import library, origin, raised_inside, reported, sealed
 from rbench_core.errors import Failure, ModelError, SpecError, UsageError
 from rbench_threats.protocol import PerturbationSet
@@ -47,6 +47,11 @@ class Foreign(Protocol):
     @property
     def needs(self) -> frozenset[str]:
         """Capabilities that the set must have."""
+        ...
+
+    @property
+    def gradient(self) -> bool:
+        """Whether it asks the model for its gradient."""
         ...
 
     def refuses(self, space: PerturbationSet) -> str | None:
@@ -81,6 +86,7 @@ class AutoAttack:
 
     name: ClassVar[str] = "autoattack"
     needs: ClassVar[frozenset[str]] = frozenset({"additive", "norm", "convex"})
+    gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.version not in LEAST_CLASSES:
@@ -176,6 +182,11 @@ class Foolbox:
     def name(self) -> str:
         """foolbox:CLASS."""
         return f"foolbox:{self.attack_name}"
+
+    @property
+    def gradient(self) -> bool:
+        """No for attacks that look at decisions alone."""
+        return self.attack_name not in DECISIONS
 
     def __str__(self) -> str:
         return _spec(self.name, {**dict(self.arguments), "batch": self.batch}, {"batch": BATCH})

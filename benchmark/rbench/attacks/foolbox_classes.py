@@ -26,6 +26,28 @@ UNUSABLE = {  # needs what neither a spec nor a ball can give
 }
 UNWRITTEN = ("distance", "init_attack", "tensorboard", "channel_axis", "reduced_dims", "return")  # objects, folders, shapes: no spec values
 
+DECISIONS = {  # those that ask for decisions alone and so work where there is no gradient
+    "BinarySearchContrastReductionAttack",
+    "BoundaryAttack",
+    "GaussianBlurAttack",
+    "HopSkipJumpAttack",
+    "InversionAttack",
+    "L2AdditiveGaussianNoiseAttack",
+    "L2AdditiveUniformNoiseAttack",
+    "L2ClippingAwareAdditiveGaussianNoiseAttack",
+    "L2ClippingAwareAdditiveUniformNoiseAttack",
+    "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack",
+    "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack",
+    "L2ContrastReductionAttack",
+    "L2RepeatedAdditiveGaussianNoiseAttack",
+    "L2RepeatedAdditiveUniformNoiseAttack",
+    "LinearSearchBlendedUniformNoiseAttack",
+    "LinearSearchContrastReductionAttack",
+    "LinfAdditiveUniformNoiseAttack",
+    "LinfRepeatedAdditiveUniformNoiseAttack",
+    "PointwiseAttack",
+    "SaltAndPepperNoiseAttack",
+}
 STARTS: dict[str, tuple[str, dict[str, int]]] = {  # the init_attack that foolbox 3.3.4 falls back to
     "BoundaryAttack": ("LinearSearchBlendedUniformNoiseAttack", {"steps": 50}),
     "HopSkipJumpAttack": ("LinearSearchBlendedUniformNoiseAttack", {"steps": 50}),

@@ -111,7 +111,8 @@ def verify_bundle(
                 claim, found, named, data=data, sample=sample, seed=seed, device=device, width=width, progress=progress,
                 bundle=bundle.archive.sha256,
             )  # fmt: skip
-            verified.append(recorded(one, results))
+            unseen = found is None and one.record.ok  # nothing was confirmed, so it must not hide what was
+            verified.append(one if unseen else recorded(one, results))
         return VerifiedBundle(path, bundle.archive.sha256, verified, note)
 
 

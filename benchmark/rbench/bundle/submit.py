@@ -199,10 +199,17 @@ def _closure(store: Store, all_: Snapshot, runs: list[RunRecord]) -> Snapshot:
         models=[model for model in all_.models if model.digest in models],
         datasets=[dataset for dataset in all_.datasets if dataset.digest in datasets],
         questions=[question for question in all_.questions if question.key in reach],
-        runs=[replace(run, request={}, submitted=None) for run in kept],  # paths of the submitter's machine are nobody's business
+        runs=[_private(run) for run in kept],
         verdicts={key: [row for row in all_.verdicts[key] if row.index in indices] for key, indices in sorted(reach.items())},
         stages=[stage for stage in all_.stages if stage.run in chosen and stage.question in reach],
     )
+
+
+def _private(run: RunRecord) -> RunRecord:
+    """The run without the paths of the submitter's machine, which are nobody's business."""
+    asked = str(run.request.get("model", ""))
+    command = run.command.replace(asked, f"{Path(asked.rpartition(':')[0]).name}:{asked.rpartition(':')[2]}") if ":" in asked else run.command
+    return replace(run, command=command, request={}, submitted=None)
 
 
 def _with_witnesses(claim: Claim, key: str, rows: list[VerdictRecord], policy: str) -> tuple[list[VerdictRecord], dict[str, bytes]]:

@@ -20,12 +20,16 @@ from rbench_core.errors import RbenchError, UnknownName
 COMMANDS = {
     "run": "rbench.cli.compute",
     "train": "rbench.cli.compute",
+    "verify": "rbench.cli.evidence",
+    "submit": "rbench.cli.evidence",
+    "merge": "rbench.cli.evidence",
     "models": "rbench.cli.listings",
     "threats": "rbench.cli.listings",
     "datasets": "rbench.cli.listings",
     "plans": "rbench.cli.listings",
-    "show": "rbench.cli.listings",
+    "show": "rbench.cli.looking",
     "site": "rbench.cli.listings",
+    "doctor": "rbench.cli.looking",
 }
 """Command → module that defines a function of that name. The order is the help page's."""
 

@@ -61,7 +61,7 @@ def run(as_json: bool, **options: Any) -> int:
 @click.option("--name", metavar="NAME", help="The model's name.  [default: DATASET-RECIPE]")
 @click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="In place of the recipe's own number.")
 def train(recipe: str, **options: Any) -> None:
-    """Train a model by RECIPE: standard, linf-at, l2-at, l1-at or msd (docs/catalogues.md describes them).
+    """Train a model by RECIPE: standard, standard-mlp, linf-at, linf-at-wide, l2-at, l1-at, msd, eat, avg or max (docs/recipes.md).
 
     Prints where the card is.
 

@@ -1,4 +1,4 @@
-"""The commands that only look: catalogues (data, not imports), stored runs, the site."""
+"""The commands that only list: catalogues (data, not imports), and the site."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def models(as_json: bool) -> None:
     """List the zoo."""
     from rbench_zoo.catalogue import listing
 
-    print_listing(listing(), ["name", "dataset", "title", "training", "parameters", "broken"], as_json=as_json)
+    print_listing(listing(), ["name", "dataset", "title", "parameters", "origin", "broken"], as_json=as_json)
 
 
 @click.command()
@@ -52,18 +52,6 @@ def plans(as_json: bool) -> None:
     from rbench.attacks.catalogue import listing
 
     print_listing(listing(), ["name", "summary", "attacks"], as_json=as_json)
-
-
-@click.command()
-@click.argument("run_id", metavar="RUN")
-@RESULTS
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
-def show(run_id: str, results: Path | None, as_json: bool) -> None:
-    """Print a stored run: its id, the beginning of one, or `latest`."""
-    from rbench.report import Report
-
-    report = Report.stored(run_id, results)
-    click.echo(report.to_json() if as_json else report.to_table())
 
 
 @click.command()

@@ -120,6 +120,11 @@ def load(name: str, split: str = "test", root: Path | str | None = None, n: int 
     return from_raw(raw, name=name, classes=source.classes, split=split, note=_note(source, split, len(raw.labels), n), n=n)
 
 
+def present(name: str, split: str = "test", root: Path | str | None = None) -> list[Path]:
+    """The split's files that lie here, none where `load` would download them. Nothing is opened."""
+    return _locate(find(name), split, _roots(root))
+
+
 def from_tensors(x: Any, y: Any, name: str = "custom", classes: Sequence[str] | None = None, note: str | None = None) -> Dataset:
     """A user's images (n, C, H, W), floats in [0, 1], and integer labels (n,), as tensors or arrays. Copies. Raises UsageError.
 

@@ -42,6 +42,11 @@ def load_torchvision() -> ModuleType:
         return importlib.import_module("torchvision")
 
 
+def is_shimmed() -> bool:
+    """Whether torchvision needed the remedy in this process."""
+    return bool(_KEEP)
+
+
 def _declare_operators() -> None:
     import torch
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rbench.attacks.build import build_attack, spec_of
-from rbench.attacks.lockstep import lockstep
-from rbench.attacks.msd import MSD
 from rbench.data import sources
 from rbench.data.dataset import Dataset
 from rbench.progress import Progress
-from rbench_core.errors import CardError, TrainingError
+from rbench.training.adversaries import Adversary, adversary
+from rbench_core.errors import TrainingError
 from rbench_core.files import atomic_write, sha256_bytes
-from rbench_threats.catalogue import Threat, resolve
-from rbench_threats.spec import parse
+from rbench_threats.catalogue import resolve
 from rbench_zoo.factory import from_package
 from rbench_zoo.recipe import Recipe, read_recipe
-
-Adversary = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 
 
 @dataclass(slots=True)
@@ -64,37 +61,18 @@ def train(
     name = name or f"{dataset}-{recipe}"
     images = sources.load(dataset, split="train", root=data)
     held = sources.load(dataset, root=data)
+    foe = adversary(chosen)
     work = _begun(chosen, seed, device, total, folder / f"{name}.partial")
-    adversary = _adversary(chosen)
+    foe.recall(work.log[-1] if work.log else foe.tally())
     started = time.perf_counter()
     while work.epoch < total:
-        _epoch(work, chosen, images, adversary, seed, total, device)
+        _epoch(work, chosen, images, foe, seed, total, device)
         work.log[-1]["seconds"] = round(time.perf_counter() - started, 2)
         _keep(work, folder / f"{name}.partial")
         if progress is not None:
             progress.update(f"train {name}", work.epoch, total)
     accuracy = _accuracy(work.net.eval(), held, device)
     return _published(work, chosen, name, seed, total, folder, accuracy)
-
-
-def _adversary(recipe: Recipe) -> Adversary | None:
-    """What replaces the clean batch: (net, x, label, seed) to images."""
-    if recipe.threat is None:
-        return None
-    threat: Threat = resolve(recipe.threat, recipe.dataset)
-    space = threat.members[0]
-    if recipe.scheme != "msd":
-        _check_inner(recipe, threat)
-    attack = MSD(threat.members, recipe.rates, recipe.steps) if recipe.scheme == "msd" else build_attack(parse(str(recipe.attack)))
-    spec = f"msd{recipe.rates}" if isinstance(attack, MSD) else spec_of(attack)
-    return lambda net, x, label, seed: lockstep(net, space, attack, x, label, spec=spec, seed=seed)
-
-
-def _check_inner(recipe: Recipe, threat: Threat) -> None:
-    """The training driver runs one untargeted row per example in one set. Raises CardError."""
-    attack = build_attack(parse(str(recipe.attack)))
-    if len(threat.members) > 1 or attack.restarts > 1 or str(getattr(attack, "loss_name", "")).endswith("-targeted"):
-        raise CardError(f"recipe {recipe.name}: {recipe.attack} on {threat}", expected="an untargeted attack without restarts on one set")
 
 
 def _begun(recipe: Recipe, seed: int, device: str, total: int, partial: Path) -> Work:
@@ -135,23 +113,24 @@ def _keep(work: Work, partial: Path) -> None:
     atomic_write(partial, held.getvalue())
 
 
-def _epoch(work: Work, recipe: Recipe, data: Dataset, adversary: Adversary | None, seed: int, total: int, device: str) -> None:
+def _epoch(work: Work, recipe: Recipe, data: Dataset, foe: Adversary, seed: int, total: int, device: str) -> None:
     """One pass over the training images in an order drawn from (seed, epoch). The attack runs in eval mode, the update in train mode."""
     losses, right, seen, began = 0.0, 0, 0, time.perf_counter()
     for step, rows in enumerate(_batches(len(data), recipe.batch, seed, work.epoch)):
         x, label = data.x[rows].to(device), data.y[rows].to(device)
-        if adversary is not None:
-            work.net.eval().requires_grad_(False)
-            x = adversary(work.net, x, label, hash_of(seed, work.epoch, step))
-            work.net.requires_grad_(True)
-        work.net.train()
-        _set_rate(work.optimiser, recipe, (work.epoch + step / max(1, len(data) // recipe.batch)) / total)
+        work.net.eval().requires_grad_(False)
+        done = work.epoch + step / max(1, len(data) // recipe.batch)
+        x, label = foe.batch(work.net, x, label, hash_of(seed, work.epoch, step), _radius(recipe, done))
+        work.net.requires_grad_(True).train()
+        _set_rate(work.optimiser, recipe, done / total)
         logits = work.net(x)
         loss = functional.cross_entropy(logits, label)
         work.optimiser.zero_grad()
         loss.backward()
         work.optimiser.step()
-        losses, right, seen = losses + loss.item() * len(rows), right + int((logits.argmax(1) == label).sum()), seen + len(rows)
+        hits = int((logits.argmax(1) == label).sum())
+        foe.told(hits, len(label))
+        losses, right, seen = losses + loss.item() * len(label), right + hits, seen + len(label)
     if not np.isfinite(losses):
         raise TrainingError(
             f"{recipe.name} on {recipe.dataset}: the loss is not finite in epoch {work.epoch + 1}", fix="Lower the recipe's rate."
@@ -163,7 +142,7 @@ def _epoch(work: Work, recipe: Recipe, data: Dataset, adversary: Adversary | Non
         "accuracy": round(right / seen, 5),
         "epoch_seconds": round(time.perf_counter() - began, 3),
     }
-    work.log.append({**row, "recipe": _fingerprint(recipe, seed, total)})
+    work.log.append({**row, **foe.tally(), "recipe": _fingerprint(recipe, seed, total)})
 
 
 def hash_of(*numbers: int) -> int:
@@ -181,6 +160,11 @@ def _set_rate(optimiser: torch.optim.Optimizer, recipe: Recipe, done: float) -> 
     rate = recipe.rate * float(np.interp(done, [0.0, 0.4, 1.0], [0.02, 1.0, 0.0]))
     for group in optimiser.param_groups:
         group["lr"] = rate
+
+
+def _radius(recipe: Recipe, done: float) -> Fraction:
+    """The share of the radius after `done` epochs: linear to all of it over the warm-up, in twentieths, none of them 0."""
+    return Fraction(max(1, math.floor(20 * done / recipe.warmup)), 20) if done < recipe.warmup else Fraction(1)
 
 
 @torch.no_grad()
@@ -207,7 +191,7 @@ def _card(work: Work, recipe: Recipe, name: str, seed: int, total: int, sha256: 
     epochs = f" --epochs {total}" if total != recipe.epochs else ""
     return (
         f"schema = 1\nname = {json.dumps(name)}\n"
-        f'title = {json.dumps(f"Small CNN: {recipe.title}", ensure_ascii=False)}\ndataset = "{recipe.dataset}"\n'
+        f'title = {json.dumps(f"{recipe.net}: {recipe.title}", ensure_ascii=False)}\ndataset = "{recipe.dataset}"\n'
         f'parameters = {parameters}\n\n[architecture]\nfactory = "{recipe.factory}"\n{arguments}input = "0..1"\n\n[weights]\n'
         f'file = "{name}.safetensors"\nsha256 = "{sha256}"\n\n'
         f'[training]\nrecipe = "{recipe.name}"\nseed = {seed}\nepochs = {total}\n{threat}'

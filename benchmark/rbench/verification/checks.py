@@ -51,7 +51,7 @@ def check_questions(claim: Claim, found: Found) -> tuple[list[PerturbationSet], 
         if question.engine != ENGINE:
             wrong.append(f"question {question.spec}: made by engine {question.engine}; this one is {ENGINE}, whose verdicts are others")
         try:
-            space, plan = resolve(question.spec).members[0], resolve_plan(question.plan)
+            space, plan = resolve(question.spec).members[0], resolve_plan(question.plan).for_model(claim.run.card.get("gradient", True) is True)
             if set_record(space) != question.set:
                 wrong.append(f"question {question.spec}: the set of this name is another one here")
             if plan.record() != question.plan_json:

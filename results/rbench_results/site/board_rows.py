@@ -13,6 +13,7 @@ from rbench_results.figures import Figure, certified, join, robust, tally
 from rbench_results.records import ModelRecord, RunRecord
 from rbench_results.site import charts
 from rbench_results.site.facts import Facts, Group
+from rbench_results.site.standing import Standing
 from rbench_results.site.words import digest_of, plural, span
 
 Status = str | None
@@ -44,6 +45,7 @@ class Row:
     passes: float | None  # forward + backward per image
     seconds: float
     alarms: list[str]
+    standing: Standing | None = None
     borrowed: int = 0  # images that fall only by a witness of another question
     rank: int | None = None
 
@@ -144,6 +146,7 @@ def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) 
         seconds=sum(stage.seconds for stage in stages),
         alarms=[facts.alarms[key] for key in keys.values() if key in facts.alarms],
     )
+    row.standing = facts.standing(run, (v.run for key in keys.values() for v in facts.within(key, run.first, run.n)))
     row.borrowed = sum(
         status == "broken" and join(answers.get(index) for answers in own.values()) != "broken"
         for index, status in zip(indices, row.statuses, strict=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from rbench_results.records import DatasetRecord, RunRecord
 from rbench_results.site.board_rows import Member, Row, read
 from rbench_results.site.facts import Facts
+from rbench_results.site.threats import explain
 from rbench_results.site.words import digest_of, slug
 
 
@@ -18,6 +19,7 @@ class Board:
     slug: str
     name: str
     sentence: str
+    words: str  # the same for a stranger
     spec: str
     dataset: DatasetRecord
     members: list[Member]
@@ -106,7 +108,8 @@ def _board(facts: Facts, asked: _Asked, taken: set[str]) -> Board:
     if address in taken:
         address = f"{address}-{digest_of(f'{asked.dataset} {asked.objective} {asked.spec}')[:8]}"
     sentence = asked.runs[-1].sentence if asked.runs else facts.questions[asked.members[0][0]].sentence
-    return Board(slug=address, name=name, sentence=sentence, spec=asked.spec, dataset=dataset, members=members)
+    words = explain([(facts.questions[key], facts.label(key)) for key, _ in asked.members], dataset.shape, sentence)
+    return Board(slug=address, name=name, sentence=sentence, words=words, spec=asked.spec, dataset=dataset, members=members)
 
 
 def _name(asked: _Asked, members: Sequence[Member]) -> str:

@@ -68,11 +68,13 @@ class Pages:
         self.folder.write(name, self.environment.get_template(template).render(**values))
 
     def overview(self, facts: Facts, all_models: Sequence[models.Model]) -> None:
-        """The first page and the three lists."""
-        matrices = overview.matrices(self.boards, self.runs)
+        """The first page, the three lists, and how to join them."""
+        matrices = overview.matrices(facts, self.boards)
         newest = list(reversed(self.runs))
         for matrix in matrices:
             self.folder.table(f"matrix-{matrix.slug}", overview.matrix_rows(matrix))
+            if matrix.sheet:
+                self.folder.write(f"img/threats-{matrix.slug}.png", matrix.sheet)
         self.folder.table("boards", [board_summary(board) for board in self.boards])
         self.folder.table("models", [models.summary(model) for model in all_models])
         self.folder.table("runs", [runs.summary(run) for run in newest])
@@ -80,6 +82,7 @@ class Pages:
         self._write("boards.html", "boards.html", boards=self.boards)
         self._write("models.html", "models.html", models=all_models)
         self._write("runs.html", "runs.html", runs=newest)
+        self._write("submit.html", "submit.html")
 
     def board(self, board: boarding.Board) -> None:
         """A board and the comparison of its rows."""
@@ -113,9 +116,14 @@ class Pages:
 def environment() -> Environment:
     """Jinja2 with autoescape for everything and an error for a name that does not exist."""
     found = Environment(
-        loader=PackageLoader("rbench_results.site"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("rbench_results.site"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=words.visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    names = ("percent", "count", "passes", "size", "duration", "when", "day", "cut", "link", "groups", "plural")
+    names = ("percent", "count", "passes", "size", "duration", "when", "day", "cut", "links", "groups", "plural")
     found.filters.update({name: getattr(words, name) for name in names})
     found.globals.update(
         class_name=class_name,
@@ -160,6 +168,7 @@ def board_rows(board: boarding.Board) -> list[Mapping[str, Any]]:
             "seconds": row.seconds,
             "run": row.run.id,
             "started": row.run.started,
+            "standing": row.standing.text if row.standing else None,
         }
         for row in board.rows
     ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from rbench_results.board import joined
 from rbench_results.figures import Alarm, Figure
 from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
+from rbench_results.site.standing import Standing, newest, of_runs
 from rbench_results.site.words import set_label
 from rbench_results.store import Store
 
@@ -20,7 +21,7 @@ class Remembering(Store):
     """A view of a store that reads every question's rows once: reports, boards and pictures ask for the same. Closed with the store."""
 
     def __init__(self, store: Store) -> None:
-        super().__init__(store.folder, store._engine)
+        super().__init__(store.folder, store.engine)
         self._verdicts: dict[str, list[VerdictRecord]] = {}
 
     def verdicts(self, key: str, first: int = 0, n: int | None = None) -> list[VerdictRecord]:
@@ -42,6 +43,8 @@ class Facts:
         self.models: dict[str, ModelRecord] = {model.digest: model for model in store.models()}
         self.datasets: dict[str, DatasetRecord] = {dataset.digest: dataset for dataset in store.datasets()}
         self.questions: dict[str, QuestionRecord] = {question.key: question for question in store.questions()}
+        self.verifications = newest(self.runs, store.verifications())
+        self._by_id = {run.id: run for run in self.runs}
         self._joined: dict[str, dict[int, str]] = {}
         self.alarms: dict[str, str] = {}  # by question: a proof and a witness that contradict each other
         self._clean: dict[tuple[Group, int, int], Figure | None] = {}
@@ -69,6 +72,10 @@ class Facts:
         asked = self.questions[key]
         same = (asked.model, asked.dataset, asked.objective, asked.spec)
         return [q.key for q in self.questions.values() if q.kind == "certificate" and (q.model, q.dataset, q.objective, q.spec) == same]
+
+    def standing(self, run: RunRecord, sources: Iterable[str]) -> Standing | None:
+        """Who vouches for a figure of this run, whose verdicts come from the runs of these ids."""
+        return of_runs(run, [self._by_id[id] for id in sorted(set(sources)) if id in self._by_id], self.verifications)
 
     @cached_property
     def stages(self) -> list[StageRecord]:

@@ -13,11 +13,13 @@ from typing import Any
 
 from rbench_core.errors import FileError
 from rbench_core.files import atomic_write, reason
+from rbench_results.site.words import visible
 
 MANIFEST = ".rbench-site.json"
 OURS = re.compile(r"((data|img)/)?[A-Za-z0-9_-][A-Za-z0-9._-]*")  # a manifest that names anything else is not ours to obey
 UNFINISHED = re.compile(r"\.(.+)\.[a-z0-9_]{8}")  # how atomic_write calls a file NAME until it is whole
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that begins so
+# A spreadsheet runs a cell that begins so, in some languages also with the wide forms; where it splits at other signs, more cells begin.
+FORMULA = re.compile(r"(^|[;|\t\n])(?=[\s\"']*[=+\-@＝＋－＠]|[\t\n])")
 
 
 class Folder:
@@ -107,10 +109,13 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: object) -> object:
-    """A text that a spreadsheet would take for a formula gets a leading quote; numbers stay numbers."""
-    if isinstance(value, str):
-        return "'" + value if value.startswith(FORMULA) else value
-    return "" if value is None else value
+    """Numbers stay numbers; a formula gets a quote before it, and what steers a screen is escaped as on the pages.
+
+    The JSON beside it has the exact text.
+    """
+    if value is None or isinstance(value, int | float):
+        return "" if value is None else value
+    return FORMULA.sub(r"\1'", str(visible(str(value))))
 
 
 def json_text(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ from rbench_results.figures import Figure
 from rbench_results.records import DatasetRecord, ModelRecord
 from rbench_results.site.board_rows import Row
 from rbench_results.site.boards import Board
+from rbench_results.site.examples import Example, examples
+from rbench_results.site.facts import Facts
 from rbench_results.site.models import columns
-from rbench_results.site.pictures import Picture
-from rbench_results.site.runs import Run
 from rbench_results.site.words import slug
 
 BEST = 3
@@ -24,7 +24,7 @@ class Strip:
     """A threat on the first page: a witness, and its best models."""
 
     board: Board
-    picture: Picture | None
+    example: Example
     best: list[Row]
 
 
@@ -45,6 +45,7 @@ class Matrix:
     slug: str
     boards: list[Board]
     strips: list[Strip]
+    sheet: bytes | None  # of the strips' pictures
     lines: list[Line]
 
     @property
@@ -54,45 +55,29 @@ class Matrix:
         return found.pop() if len(found) == 1 else None
 
 
-def matrices(boards: Sequence[Board], runs: Sequence[Run]) -> list[Matrix]:
+def matrices(facts: Facts, boards: Sequence[Board]) -> list[Matrix]:
     """One per data set, the one with most rows first."""
     by_dataset: dict[str, list[Board]] = {}
     for board in boards:
         by_dataset.setdefault(board.dataset.digest, []).append(board)
-    pictures = {run.record.id: run.pictures for run in runs}
     names = Counter(own[0].dataset.name for own in by_dataset.values())
-    found = [_matrix(own, pictures, names[own[0].dataset.name] > 1) for own in by_dataset.values()]
+    found = [_matrix(facts, own, names[own[0].dataset.name] > 1) for own in by_dataset.values()]
     return sorted(found, key=lambda matrix: (-sum(len(board.rows) for board in matrix.boards), matrix.slug))
 
 
-def _matrix(boards: list[Board], pictures: Mapping[str, list[Picture]], ambiguous: bool) -> Matrix:
+def _matrix(facts: Facts, boards: list[Board], ambiguous: bool) -> Matrix:
     dataset = boards[0].dataset
+    name = slug(dataset.name) + (f"-{dataset.digest[:8]}" if ambiguous else "")
     ordered = sorted(boards, key=lambda board: -len(board.members))  # unions first: they rank
-    index = _most_pictured(ordered, pictures)
+    shown, sheet = examples(facts, ordered, f"img/threats-{name}.png")
     return Matrix(
         dataset=dataset,
-        slug=slug(dataset.name) + (f"-{dataset.digest[:8]}" if ambiguous else ""),
+        slug=name,
         boards=ordered,
-        strips=[Strip(board, _picture(board, pictures, index), list(_leaders(board))) for board in ordered],
+        strips=[Strip(board, example, list(_leaders(board))) for board, example in zip(ordered, shown, strict=True)],
+        sheet=sheet,
         lines=_lines(ordered),
     )
-
-
-def _most_pictured(boards: Sequence[Board], pictures: Mapping[str, list[Picture]]) -> int | None:
-    """The image that most threats have a witness of: one image, every way to move it."""
-    seen = Counter(index for board in boards for index in {picture.index for picture in _pictures(board, pictures)})
-    return min(seen, key=lambda index: (-seen[index], index), default=None)
-
-
-def _picture(board: Board, pictures: Mapping[str, list[Picture]], index: int | None) -> Picture | None:
-    """The witness of that image, or the first one, from the row that holds best."""
-    found = _pictures(board, pictures)
-    return next((picture for picture in found if picture.index == index), found[0] if found else None)
-
-
-def _pictures(board: Board, pictures: Mapping[str, list[Picture]]) -> list[Picture]:
-    specs = {member.spec for member in board.members}
-    return [picture for row in board.rows for picture in pictures.get(row.run.id, []) if picture.member in specs]
 
 
 def _leaders(board: Board) -> list[Row]:

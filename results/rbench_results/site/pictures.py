@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,14 @@ class Picture:
     gauge: float | None
 
 
+class Sheet(NamedTuple):
+    """Pictures, the PNG that holds them, and the verdicts whose file is gone, damaged, somebody else's or outside the results folder."""
+
+    pictures: list[Picture]
+    png: bytes | None
+    missing: list[tuple[str, VerdictRecord]]
+
+
 def choose(members: Mapping[str, Sequence[VerdictRecord]], limit: int = LIMIT) -> list[tuple[str, VerdictRecord]]:
     """Up to `limit` broken verdicts that have a witness: members in turn, within a member one of every label before a second of any."""
     queues = [[(spec, verdict) for verdict in _varied(verdicts)] for spec, verdicts in members.items()]
@@ -62,23 +70,25 @@ def _varied(verdicts: Sequence[VerdictRecord]) -> list[VerdictRecord]:
     return [verdict for _, _, verdict in sorted(keyed, key=lambda item: item[:2])]
 
 
-def draw(folder: Path, chosen: Sequence[tuple[str, VerdictRecord]], name: str) -> tuple[list[Picture], bytes | None]:
-    """The sheet NAME as a PNG, and what is on it. A witness file that is gone or damaged leaves its pictures out."""
-    pairs = _read(folder, [verdict for _, verdict in chosen])
+def draw(folder: Path, chosen: Sequence[tuple[str, VerdictRecord]], name: str) -> Sheet:
+    """The sheet NAME with as many of the (spec, verdict) as fit on it. What cannot be read is `missing`; nothing here raises for it."""
+    pairs = read(folder, [verdict for _, verdict in chosen])
     shown = [(spec, v, pair) for (spec, v), pair in zip(chosen, pairs, strict=True) if pair is not None]
+    missing = [item for item, pair in zip(chosen, pairs, strict=True) if pair is None]
     if not shown:
-        return [], None
+        return Sheet([], None, missing)
     height, width = shown[0][2][0].shape[1:]
+    missing += [(spec, v) for spec, v, pair in shown if pair[0].shape[1:] != (height, width)]
     shown = [item for item in shown if item[2][0].shape[1:] == (height, width)][: max(1, PIXELS // (TILES * height * width))]
     pictures = [
         Picture(name, row, len(shown), height, width, magnification(*pair), v.index, v.label, v.predicted, spec, v.attack, v.gauge)
         for row, (spec, v, pair) in enumerate(shown)
     ]
-    return pictures, _png(np.concatenate([tiles(*pair) for _, _, pair in shown]))
+    return Sheet(pictures, _png(np.concatenate([tiles(*pair) for _, _, pair in shown])), missing)
 
 
-def _read(folder: Path, verdicts: Sequence[VerdictRecord]) -> list[Pair | None]:
-    """Clean and adversarial image of every verdict; each file is opened once and only the rows that are shown are read."""
+def read(folder: Path, verdicts: Sequence[VerdictRecord]) -> list[Pair | None]:
+    """Clean and adversarial image of every verdict, None where none can be read; each file is opened once, and only these rows are read."""
     wanted: dict[str, list[int]] = defaultdict(list)
     for place, verdict in enumerate(verdicts):
         wanted[str(verdict.witness)].append(place)
@@ -92,26 +102,30 @@ def _read(folder: Path, verdicts: Sequence[VerdictRecord]) -> list[Pair | None]:
 def _rows(folder: Path, file: str, verdicts: Sequence[VerdictRecord]) -> list[Pair | None]:
     from safetensors import SafetensorError, safe_open
 
-    path = (folder / file).resolve()
-    if not path.is_relative_to(folder.resolve()):  # a merged database may come from anybody
-        return []
     try:
+        path = (folder / file).resolve()
+        if not path.is_relative_to(folder.resolve()) or not path.is_file():  # a merged database may come from anybody
+            return []
         with safe_open(path, framework="numpy") as opened:
             index, x, x_adv = opened.get_tensor("index"), opened.get_slice("x"), opened.get_slice("x_adv")
             return [_pair(index, x, x_adv, verdict) for verdict in verdicts]
-    except (OSError, SafetensorError, ValueError, IndexError):
-        return []
+    except (OSError, SafetensorError, ValueError, IndexError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError):
+        return []  # numpy and safetensors have no one error for a name, a loop of links, a type or a shape that they do not read
 
 
 def _pair(index: NDArray[np.int64], x: Any, x_adv: Any, verdict: VerdictRecord) -> Pair | None:  # x: slices of the open file
     """The verdict's row, if the file agrees that it is this example's and holds images there."""
-    row = verdict.row
-    if row is None or not 0 <= row < len(index) or index[row] != verdict.index:
+    row, shape = verdict.row, x.get_shape()
+    if row is None or index.ndim != 1 or not 0 <= row < len(index) or index[row] != verdict.index:
+        return None
+    if len(shape) != 4 or shape != x_adv.get_shape() or 0 in shape or shape[2] * shape[3] > PIXELS:
         return None
     clean, adversarial = x[row : row + 1][0], x_adv[row : row + 1][0]
-    if clean.ndim != 3 or clean.shape != adversarial.shape or 0 in clean.shape:
-        return None
-    return np.nan_to_num(clean), np.nan_to_num(adversarial)
+    return _image(clean), _image(adversarial)
+
+
+def _image(values: NDArray[Any]) -> Image:
+    return np.nan_to_num(values.astype(np.float32)).clip(0, 1)
 
 
 def magnification(x: Image, x_adv: Image) -> float:

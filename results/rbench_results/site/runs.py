@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from rbench_results.records import RunRecord, VerdictRecord
+from rbench_results.records import RunRecord, VerdictRecord, VerificationRecord
 from rbench_results.report import run_report
 from rbench_results.site import charts, pictures
 from rbench_results.site.facts import Facts
+from rbench_results.site.standing import Standing, columns
 from rbench_results.site.words import count, duration, plural, slug, span
 
 CLEAN_PASS = 0  # the position of the pass over the clean images; attacks of a plan count from 1
@@ -33,6 +34,9 @@ class Run:
     flows: list[tuple[str, charts.Flow]]
     steps: list[dict[str, Any]]
     from_others: dict[str, int]  # run id -> verdicts that this run found answered
+    missing: list[int]  # images whose witness file is gone or damaged, of those that were to be shown
+    standing: Standing | None
+    verification: VerificationRecord | None
 
     @property
     def page(self) -> str:
@@ -53,6 +57,18 @@ class Run:
         return (cost["forward"] + cost["backward"]) / self.record.n if self.record.n and cost["forward"] else None
 
     @property
+    def check(self) -> str | None:
+        """The command that verifies it, where a name is enough: a run that was asked for by names, or the bundle that it came by."""
+        request, bundle = self.record.request, str((self.record.submitted or {}).get("name"))
+        if self.record.submitted:
+            return f"rbench verify {bundle}.rbench.zip" if SAFE.fullmatch(bundle) else None
+        return (
+            f"rbench verify {self.record.id}"
+            if request.get("model") and request.get("dataset") and SAFE.fullmatch(self.record.id)
+            else None
+        )
+
+    @property
     def complete(self) -> bool:
         """True where every member answered every image."""
         return all(member["robust"] for member in self.report["members"].values())
@@ -63,7 +79,8 @@ def read(facts: Facts, run: RunRecord) -> Run:
     report = {**run_report(facts.store, run.id), "site": None}
     name = run.id if SAFE.fullmatch(run.id) else slug(run.id)
     answers = {spec: facts.within(key, run.first, run.n) for key, spec in facts.attacks(run)}
-    shown, sheet = pictures.draw(facts.store.folder, pictures.choose(answers), f"img/run-{name}.png")
+    sheet = pictures.draw(facts.store.folder, pictures.choose(answers), f"img/run-{name}.png")
+    from_others = _origin(run, answers)
     labels = {spec: facts.label(key) for key, spec in run.questions}
     steps = _steps(report, labels)
     report["site"] = f"run-{name}.html"  # a site is read elsewhere than it was built: no path of this machine
@@ -73,11 +90,14 @@ def read(facts: Facts, run: RunRecord) -> Run:
         slug=name,
         labels=labels,
         classes=facts.classes(run.dataset),
-        pictures=shown,
-        sheet=sheet,
+        pictures=sheet.pictures,
+        sheet=sheet.png,
         flows=_flows(facts, run, steps, labels),
         steps=steps,
-        from_others=_origin(run, answers),
+        from_others=from_others,
+        missing=sorted({verdict.index for _, verdict in sheet.missing}),
+        standing=facts.standing(run, from_others),
+        verification=facts.verifications.get(run.id),
     )
 
 
@@ -177,6 +197,7 @@ def summary(run: Run) -> dict[str, Any]:
         "state": run.record.state,
         "started": run.record.started,
         "finished": run.record.finished,
+        **columns(run.record, run.verification),
     }
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 
-ARXIV = re.compile(r"arxiv:\s*(\d{4}\.\d{4,5}(v\d+)?)", re.IGNORECASE)
-WEB = re.compile(r"https?://[^\s<>\"'`]+", re.IGNORECASE)
+ADDRESS = re.compile(  # an arXiv number, or printable ASCII without <>"'`; no user@ passes for a host: the possessive ++ gives nothing back
+    r"\barxiv:\s?(?P<arxiv>\d{4}\.\d{4,5}(?:v\d+)?)(?!\d)"
+    r"|\bhttps://[a-z0-9.-]++(?::\d++)?(?![^\s/?#.,;)\]}'\"])(?:[/?#][!#-&(-;=?-_a-z{-~]*)?",
+    re.IGNORECASE | re.ASCII,
+)
+EXACT = re.compile(r"-?\d{1,30}(\.\d{1,30}|/\d{1,30})?", re.ASCII)  # no exponent: Fraction("1e999999999") would never end
+JOINERS = "\u200c\u200d"  # zero width, but letters of real scripts need them
 DASH = "–"
 
 
@@ -73,14 +79,21 @@ def day(iso: str | None) -> str:
 
 def number(exact: str) -> str:
     """An exact number as people write it: 3/10 -> 0.3, 8/255 stays, a text that is no number stays."""
-    try:
-        value = Fraction(exact)
-    except (ValueError, ZeroDivisionError):
+    value = exactly(exact)
+    if value is None:
         return exact
     for digits in range(5):
         if (value * 10**digits).denominator == 1:
             return f"{float(value):.{digits}f}"
     return f"{value.numerator}/{value.denominator}"
+
+
+def exactly(text: str) -> Fraction | None:
+    """The number that a text of the store stands for (3/10, 0.3, 8), None where it stands for none."""
+    try:
+        return Fraction(text) if EXACT.fullmatch(text) else None
+    except ZeroDivisionError:
+        return None
 
 
 def set_label(family: str, extent: Mapping[str, str], spec: str) -> str:
@@ -97,12 +110,29 @@ def cut(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def link(text: object) -> str | None:
-    """Where a text of a card leads: an http(s) address or an arXiv number; anything else (javascript: …) leads nowhere."""
-    text = str(text).strip()
-    if found := ARXIV.fullmatch(text):
-        return f"https://arxiv.org/abs/{found[1]}"
-    return text if WEB.fullmatch(text) else None
+def visible(value: object) -> object:
+    """What a page may show: characters that steer a screen (bidi overrides, NUL, zero width) become their escapes, such as \\u202e.
+
+    A line feed, a tab and what real scripts need stay. Anything but a plain text comes back as it is: macros have done this already.
+    """
+    if not isinstance(value, str) or value.isprintable() or hasattr(value, "__html__"):
+        return value
+    return "".join(char if _is_harmless(char) else char.encode("unicode_escape").decode() for char in value)
+
+
+def _is_harmless(char: str) -> bool:
+    return char.isprintable() or char in "\n\t" or char in JOINERS or unicodedata.category(char) == "Zs"
+
+
+def links(value: object) -> list[tuple[str, str | None]]:
+    """A text of a card as (piece, address): https and arXiv numbers lead somewhere, all else (javascript:, data:, http:) nowhere."""
+    text, found, end = str(value), [], 0
+    for match in ADDRESS.finditer(text):
+        number = match["arxiv"]
+        piece = match[0] if number else match[0].rstrip(".,;:!?)]}'")  # the sentence's own full stop is no part of the address
+        found += [(text[end : match.start()], None), (piece, f"https://arxiv.org/abs/{number}" if number else piece)]
+        end = match.start() + len(piece)
+    return [pair for pair in (*found, (text[end:], None)) if pair[0]]
 
 
 def groups(digest: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rbench_results.site.build import build_site
-from results.site.synthetic import Site, fill
+from results.site.synthetic import Maker, Site, fill
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -21,6 +21,14 @@ CHROMIUM = Path("/usr/bin/chromium")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with fill(tmp_path_factory.mktemp("results")) as store:
         yield Site(store, build_site(store).parent)
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Iterator[Maker]:
+    made = Maker(tmp_path)
+    made.model("net")
+    yield made
+    made.store.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from rbench_results.figures import FALLEN
-from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord
+from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord, VerificationRecord
 from rbench_results.store import Store
 from stored import dataset, digest, model, question, run, stage, verdict
 
 HOSTILE = "<script>alert('x')</script>"
 FORMULA = '=HYPERLINK("http://example.invalid")'
+STEERING = "evil\u202egnp.exe\u2066\x00\x1b[31m\u200bend"  # bidi override and isolate, NUL, escape, zero width
+SHOWN = r"evil\u202egnp.exe\u2066\x00\x1b[31m\u200bend"  # how a page says it
 LONG = "größe-" + "無限に長い名前" * 12 + "-" + "w" * 120
 UNION = {"linf": "3/10", "l2": "2", "l1": "10"}
 TITLE = "test-only-union"
@@ -55,7 +57,7 @@ class Maker:
             "test-only", digest=digest("test-only"), size=len(self.images), classes=tuple("0123456789"), shape=self.images.shape[1:]
         )
         self.store.put_dataset(self.data)
-        self.runs = 0
+        self.runs = self.verifications = 0
 
     def model(self, name: str, **fields: Any) -> str:
         made = model(name, digest=digest(name), dataset=self.data.name, classes=10, **fields)
@@ -114,6 +116,24 @@ class Maker:
         if record.state != "running":
             self.store.finish_run(id, state=record.state, warnings=record.warnings, seconds=12.5)
         return id
+
+    def verified(self, run: str, *, ok: bool, confirmed: int, problems: Sequence[str] = ()) -> None:
+        """A verification of a run, later than those before."""
+        self.verifications += 1
+        check = {"name": "witnesses", "checked": confirmed, "wrong": len(problems), "text": f"judged again {HOSTILE}"}
+        self.store.put_verification(
+            VerificationRecord(
+                id=f"v{self.verifications:03d}",
+                run=run,
+                started=f"2001-02-04T04:{self.verifications:02d}:00+00:00",
+                ok=ok,
+                n=self.store.run(run).n,
+                confirmed=confirmed,
+                checks=[check],
+                problems=list(problems),
+                seconds=1.5,
+            )
+        )
 
     def _verdict(self, index: int, id: str, *, wrong: bool, fell: bool, error: bool) -> VerdictRecord:
         label = self.labels[index]
@@ -195,23 +215,50 @@ def fill(folder: Path, images: NDArray[np.float32] | None = None, labels: Sequen
         "architecture": {"factory": "rbench_zoo.architectures:SmallCNN", "channels": [16, 32]},
         "source": {
             "paper": "arXiv:1909.04068",
-            "code": "javascript:alert(1)",
-            "reported": [{"threat": "linf(eps=0.3)", "attack": "PGD-40", "robust_accuracy": 0.62, "n": 10000, "where": "Table 1"}],
+            "repository": "lab/robust@0123abc:nets/msd.pt",
+            "licence": "MIT",
+            "reported": [
+                {
+                    "threat": "linf(eps=0.3)",
+                    "attack": "PGD-40",
+                    "robust_accuracy": 0.62,
+                    "clean_accuracy": 0.985,
+                    "n": 10000,
+                    "where": "Table 1",
+                },
+                {"threat": "l2(eps=99)", "certified_accuracy": 0.1, "where": HOSTILE},
+            ],
+        },
+    }
+    hostile = {
+        "gradient": False,
+        "source": {
+            "paper": "javascript:alert(1)",
+            "repository": "data:text/html,<script>alert(1)</script>",
+            "licence": STEERING,
+            "note": f"{'w' * 400} see https://example.invalid/?a=1&b=2, http://example.invalid and https://arxiv.org@example.invalid/",
+            "reported": [{"threat": HOSTILE, "robust_accuracy": FORMULA, STEERING: "javascript:alert(2)"}],
         },
     }
     maker.model("test-msd", title="Test net, three balls at once", card=card, parameters=166_406)
     maker.model("test-linf", title="Test net, linf adversarial training", parameters=16_640)
     maker.model("test-plain", title="Test net, standard training", parameters=1_664)
-    maker.model(HOSTILE, title="</td><img src=x onerror=alert(1)>", card={"source": {"code": "https://example.invalid/?a=1&b=2"}})
+    maker.model(HOSTILE, title="</td><img src=x onerror=alert(1)>", card=hostile)
     maker.model(FORMULA)
     maker.model(LONG, title="A title that goes on and on " * 8)
     maker.model("test-never-run")
     maker.run("test-msd", {"linf": 0.8, "l2": 0.85, "l1": 0.8}, n=40, full=True, plan="pgd")
     maker.run("test-msd", {"linf": 0.75, "l2": 0.8, "l1": 0.75}, full=True, environment={"machine": "x86_64", "python": "3.11"})
-    maker.run("test-linf", {"linf": 0.9, "l2": 0.3, "l1": 0.25})
+    linf = maker.run("test-linf", {"linf": 0.9, "l2": 0.3, "l1": 0.25}, submitted={"name": "test-linf", "bundle": digest("zip")})
     maker.run("test-plain", {"linf": 0.02, "l2": 0.1, "l1": 0.1}, warnings=[{"code": "masking", "text": "A warning that a test wrote."}])
-    maker.run(HOSTILE, {"linf": 0.5, "l2": 0.5, "l1": 0.5}, full=True, errors=3, command=f"rbench run --model '{HOSTILE}'")
+    maker.run(HOSTILE, {"linf": 0.5, "l2": 0.5, "l1": 0.5}, full=True, errors=3, command=f"rbench run --model '{HOSTILE}'",
+        submitted={"name": HOSTILE, "bundle": digest("bundle"), "contact": STEERING}, warnings=[{"code": HOSTILE, "text": STEERING}],
+        request={"model": "javascript:alert(1)"})  # fmt: skip
     maker.run(LONG, {"linf": 0.6, "l2": 0.5, "l1": 0.5}, n=30, state="done")
     maker.run(FORMULA, {"linf": 0.6, "l2": 0.7, "l1": 0.5}, left_out=9, state="failed")
     maker.run("test-msd", {"l2": 0.8}, plan="apgd")
+    maker.verified("t002", ok=True, confirmed=60)
+    maker.verified(linf, ok=False, confirmed=3, problems=["an older one"])
+    maker.verified(linf, ok=True, confirmed=57)
+    maker.verified("t004", ok=False, confirmed=12, problems=[f"image 3: {HOSTILE}", f"image 4: {STEERING}"])
     return maker.store

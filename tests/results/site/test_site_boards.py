@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,14 +18,6 @@ from rbench_results.site.runs import read
 from rbench_results.site.words import slug
 from results.site.synthetic import FORMULA, TITLE, Maker, Site
 from stored import digest, model, verdict
-
-
-@pytest.fixture
-def maker(tmp_path: Path) -> Iterator[Maker]:
-    made = Maker(tmp_path)
-    made.model("net")
-    yield made
-    made.store.close()
 
 
 def board(maker: Maker, name: str = TITLE) -> Board:
@@ -176,8 +166,8 @@ def test_the_first_pair_is_counted_on_the_images_of_both(site: Site) -> None:
 
 def test_one_image_stands_for_the_threats_where_it_can(site: Site) -> None:
     facts = Facts(site.store)
-    (matrix,) = matrices(boards(facts), [read(facts, run) for run in facts.runs])
-    indices = [strip.picture.index for strip in matrix.strips if strip.picture]
+    (matrix,) = matrices(facts, boards(facts))
+    indices = [strip.example.picture.index for strip in matrix.strips if strip.example.picture]
     assert len(indices) == len(matrix.strips)
     assert max(indices.count(i) for i in indices) >= 2
     assert matrix.n is None  # 64 images in most cells, 30 in others: said in the cells

@@ -12,7 +12,7 @@ from rbench_results.site.boards import boards
 from rbench_results.site.compare import first_pair
 from rbench_results.site.facts import Facts
 from rbench_results.site.words import percent
-from results.site.synthetic import HOSTILE, LONG, Site
+from results.site.synthetic import FORMULA, HOSTILE, LONG, SHOWN, Site
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -169,6 +169,62 @@ def test_the_address_reproduces_what_is_seen(visit: Any, site: Site) -> None:
     assert again.locator("#board tbody tr:not([hidden])").all_inner_texts() == seen
     assert not again.locator("[name=member][value='l1-10']").is_checked()
     visit(f"{site.board}#members=%3Cimg%3E,&sort=__proto__.up&plan=nothing&q=")  # a broken address breaks nothing
+
+
+def test_hostile_cards_runs_and_verifications_are_text(visit: Any, site: Site) -> None:
+    page = visit("models.html")
+    page.get_by_role("link", name=HOSTILE, exact=True).click()
+    shown = page.locator("main").inner_text()
+    for text in (
+        "javascript:alert(1)",
+        "data:text/html,<script>alert(1)</script>",
+        "javascript:alert(2)",
+        HOSTILE,
+        FORMULA,
+        SHOWN,
+        "w" * 400,
+    ):
+        assert text in shown
+    outside = page.locator("main a[href*=':']")
+    assert outside.evaluate_all("links => links.map(a => [a.href, a.rel])") == [
+        ["https://example.invalid/?a=1&b=2", "noopener noreferrer nofollow"]
+    ]
+    assert page.get_by_text("no usable gradient").get_attribute("title")
+    page.goto(f"{site.root.as_uri()}/run-t004.html")
+    assert f"image 3: {HOSTILE}" in page.locator("main").inner_text()
+    assert SHOWN in page.locator("main").inner_text()
+
+
+def test_badges_say_who_vouches_for_a_row(visit: Any, site: Site) -> None:
+    page = visit(site.board)
+    badges = {
+        "test-linf": "submitted, re-verified on 57 of 64",
+        "test-plain": "verification failed",
+        HOSTILE: "submitted, not re-verified",
+    }
+    for name, badge in badges.items():
+        row = page.locator("#board tbody tr", has=page.get_by_role("link", name=name, exact=True))
+        assert row.get_by_text(badge, exact=True).get_attribute("title")
+    page.fill("[data-filter]", "submitted")
+    assert page.locator("#board tbody tr:not([hidden])").count() == 2
+
+
+def test_the_search_is_reached_and_used_by_keyboard(visit: Any, site: Site) -> None:
+    page = visit(site.board)
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('[data-filter]')"):
+            break
+    assert page.locator("[data-filter]").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    page.keyboard.type("test-linf")
+    assert page.locator("#board tbody tr:not([hidden])").count() == 1
+
+
+def test_on_a_phone_a_column_of_the_matrix_is_no_wider_than_its_figures(visit: Any) -> None:
+    page = visit("index.html", width=390)
+    widths = page.locator(".matrix tbody tr").first.locator("td").evaluate_all("cells => cells.map(c => c.clientWidth)")
+    assert max(widths) < 200
+    assert page.locator(".matrix caption").evaluate("e => e.getBoundingClientRect().right") <= 390
 
 
 def test_hostile_names_are_text(visit: Any, site: Site) -> None:

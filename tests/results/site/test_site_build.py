@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
 import re
+import shlex
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
+import click
 import pytest
 
 from rbench_core.errors import FileError
@@ -19,7 +22,7 @@ from rbench_results.report import run_report
 from rbench_results.site.build import build_site
 from rbench_results.site.output import MANIFEST, Folder, csv_text, json_text
 from rbench_results.store import Store
-from results.site.synthetic import FORMULA, HOSTILE, Maker, Site
+from results.site.synthetic import FORMULA, HOSTILE, SHOWN, STEERING, Maker, Site
 from stored import printed
 
 CSP = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'"
@@ -88,6 +91,15 @@ def test_links_lead_somewhere(site: Site) -> None:
 def test_external_links_come_from_cards_and_lead_to_the_web_only(site: Site) -> None:
     links = {link for name in site.pages for link in read(site.root / name).links if ":" in link}
     assert links == {"data:,", "https://arxiv.org/abs/1909.04068", "https://example.invalid/?a=1&b=2"}
+    text = "".join((site.root / name).read_text() for name in site.pages)
+    assert re.findall(r'<a href="\w+:[^"]*"([^>]*)>', text) == [' rel="noopener noreferrer nofollow"'] * 2
+
+
+def test_no_character_that_steers_a_screen_reaches_a_page(site: Site) -> None:
+    for name in site.pages:
+        text = (site.root / name).read_text()
+        assert not set(text) & set(STEERING) - set(SHOWN), name
+    assert SHOWN in (site.root / "run-t005.html").read_text()
 
 
 def test_every_table_has_its_data(site: Site) -> None:
@@ -107,6 +119,18 @@ def test_a_spreadsheet_runs_no_name(site: Site) -> None:
     assert "'" + FORMULA in names
     assert HOSTILE in names
     assert csv_text([{"-a": "-1", "b": -1.5, "c": None, "d": "+x"}]) == "'-a,b,c,d\n'-1,-1.5,,'+x\n"
+    assert STEERING in json.loads((site.root / "data" / "run-t005.json").read_text())["warnings"][0]["text"]
+
+
+@pytest.mark.parametrize("start", [*"=+-@\t\r\n＝＋－＠", " =", '"=', "'@", " \t+"])
+def test_a_cell_that_begins_like_a_formula_is_quoted_and_its_json_is_exact(start: str) -> None:
+    text = f"{start}cmd()|' /C calc'!A0"
+    for cell, at in ((text, 0), (f"a;{text}", 2), (f"a\t{text}", 2), (f"a\n{text}", 2)):
+        (_, (found,)) = csv.reader(io.StringIO(csv_text([{"a": cell}]), newline=""))
+        assert found[at] == ("\\" if start == "\r" else "'"), cell  # a carriage return is escaped, and then begins no cell
+        assert found.replace("'", "") == cell.replace("'", "").replace("\r", "\\r")
+        assert json.loads(json_text({"a": cell})) == {"a": cell}
+    assert csv_text([{"a": "union(l2(eps=2), l1)", "b": "x-y; z"}]) == 'a,b\n"union(l2(eps=2), l1)",x-y; z\n'
     assert json_text({"a": [float("nan"), 1.5]}) == '{"a":[null,1.5]}\n'
 
 
@@ -212,3 +236,23 @@ def test_a_file_in_the_way_is_one_line(site: Site, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(FileError, match="cannot make"):
         build_site(site.store, tmp_path / "out")
+
+
+def test_submit_is_linked_from_every_page_and_from_the_text_of_the_first(site: Site) -> None:
+    assert all("submit.html" in read(site.root / name).links for name in site.pages)
+    assert read(site.root / "index.html").links.count("submit.html") == 2
+
+
+def test_the_page_about_submitting_names_commands_and_options_that_exist(site: Site) -> None:
+    from rbench.cli.app import cli
+
+    text = html.unescape((site.root / "submit.html").read_text())
+    commands = [block.replace("\\\n", " ") for block in re.findall(r"<pre><code>(.*?)</code></pre>", text, re.DOTALL)]
+    assert [command.split()[1] for command in commands] == ["run", "submit", "verify", "verify", "merge"]
+    known = {name: cli.get_command(click.Context(cli), name) for name in {command.split()[1] for command in commands}}
+    for command in commands:
+        program, name, *words = shlex.split(command)
+        assert program == "rbench"
+        known[name].make_context(name, words)  # UsageError for an option that is not there, or one that is needed
+    for option in re.findall(r"<code>(--[a-z-]+)", text):
+        assert any(option in parameter.opts for found in known.values() for parameter in found.params), option
