@@ -64,9 +64,9 @@ def evaluate(
     """Attack a model under a threat, example by example; store the verdicts; draw the site.
 
     model: a zoo name, `FILE.py:FACTORY`, or a module on images in [0, 1]. dataset: a name, (x, y) or a DataLoader; default: the card's.
-    n: the first n examples, "all", or the data set's default. plan: `apgd`, or `queries` for a card that says gradient = false. eps replaces
-    the radius of a single ball. The same question asked again is answered from the store under `results` (default: RBENCH_RESULTS or the
-    user's data folder). Raises RbenchError.
+    n: the first n examples, "all", or the data set's default. plan: `apgd`, or `queries` where the card says gradient = false. eps
+    replaces the radius of a single ball. The same question asked again is answered from the store under `results` (default:
+    RBENCH_RESULTS or the user's data folder). Raises RbenchError.
     """
     started = time.perf_counter()
     if certify not in ("auto", "none"):

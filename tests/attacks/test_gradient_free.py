@@ -74,7 +74,8 @@ def test_what_is_left_out_makes_another_question() -> None:
 
 
 def test_stages_that_need_a_gradient_are_left_out() -> None:
-    spec = "plan(apgd(steps=5), square(queries=5), foolbox:LinfPGD(steps=5), foolbox:LinearSearchBlendedUniformNoiseAttack, autoattack, sparse-rs, grid)"
+    ours = "apgd(steps=5), square(queries=5)"
+    spec = f"plan({ours}, foolbox:LinfPGD(steps=5), foolbox:LinearSearchBlendedUniformNoiseAttack, autoattack, sparse-rs, grid)"
     plan = resolve_plan(spec).for_model(False)
     kept = ["square(queries=5)", "foolbox:LinearSearchBlendedUniformNoiseAttack", "sparse-rs", "grid"]
     assert [stage.label for stage in plan.stages] == kept
@@ -146,7 +147,7 @@ def test_foolbox_attacks_need_a_gradient_unless_they_look_at_decisions(name: str
 
 @pytest.mark.parametrize("spec", ["square(queries=3)", "sparse-rs(queries=3)", "grid", "apgd(steps=3)", "topk(steps=3)"])
 def test_our_attacks_need_what_their_cycle_says(spec: str) -> None:
-    """Run on a cut net: a "logits" cycle never asks for a gradient, and a "gradient" cycle ends with a line that names the way out."""
+    """Run on a cut net: a "logits" cycle asks for no gradient, and a "gradient" cycle ends with a line that names the way out."""
     plan, net, x = resolve_plan(spec), Cut(), images((1, 8, 8), 20, 0)
     clean = net(x)
     space = next(space for space in (*BALLS, TURN) if plan.stages[0].attack.needs <= space.capabilities)
@@ -159,7 +160,7 @@ def test_our_attacks_need_what_their_cycle_says(spec: str) -> None:
         assert run_stage(net, space, plan.stages[0], examples, **common).passes.backward == 0
 
 
-# --- from a folder of cards -----------------------------------------------------------------------------------------------------------------
+# --- from a folder of cards ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -235,4 +236,3 @@ def _short(spec: str, **rest: Any) -> Stage:
     """A plan file's stage with 300 queries where it has 5,000."""
     built = resolve_plan(spec.replace("5000", "300")).stages[0]
     return Stage(built.attack, built.spec, built.label, **rest)
-

@@ -166,6 +166,21 @@ def test_a_move_takes_from_one_window_and_gives_to_another(space: PerturbationSe
         assert (ratio.isnan() | ((ratio - middle).abs() < 1e-4 * middle)).all()
 
 
+def test_windows_of_one_pixel() -> None:
+    """Under l2 the second gives a part of what it holds, any part; under l1 all of it. All else stays, up to the common scale."""
+    for space, partly in ((L2("0.4"), True), (L1("0.4"), False)):
+        given = grey(space, (1, 6, 6), MANY)
+        theta = space.project(given.ctx, torch.rand(MANY, 36, generator=torch.Generator().manual_seed(0)))
+        before, after = theta.view(-1, 1, 6, 6), moved(space, given, 0.01, theta)
+        one = torch.ones(MANY, dtype=torch.long)
+        to, origin = (squares.inside(squares.corners(one, (1, 6, 6), given.row, stream), one, (1, 6, 6)) for stream in (4, 5))
+        apart = ~(to & origin).flatten(1).any(1) & (before > 0.01).flatten(1)[origin.flatten(1)]
+        left = (after[origin] / before[origin])[apart]
+        assert (left > 0.05).any() == partly
+        assert (left < 0.7).any()
+        assert (after[to][apart] != before[to][apart]).all()
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sparse_rs_swaps_its_share_of_pixels(shape: tuple[int, int, int]) -> None:
     """Always the whole budget, to the ends of the range, also on black and white images; so many go, as many come."""

@@ -18,6 +18,7 @@ from rbench_threats.protocol import PIXEL_TOLERANCE, PerturbationSet
 from rbench_threats.spec import parse
 
 REL = 1e-6  # of a radius: what DESIGN section 2 allows
+RANDOM_SEARCH = {"squares", "swaps"}  # capabilities that bring `opening` and `move`
 
 
 def law_members_are_inside(given: Given, seed: int) -> None:
@@ -190,6 +191,21 @@ def law_free_drops_what_the_box_stops(given: Given, seed: int) -> None:
     assert torch.equal(kept, torch.where(stuck, 0.0, grad))
 
 
+def law_moves_stay_inside(given: Given, seed: int) -> None:
+    """What random search starts from and comes to, move upon move, from members too, is inside; a move moves."""
+    if not given.space.capabilities & RANDOM_SEARCH:
+        return
+    theta = given.space.opening(given.ctx, given.row)  # type: ignore[attr-defined]  # the capability
+    _inside(given, theta)
+    for step, share in enumerate((0.8, 0.2, 0.05, 1e-4)):
+        shares, row = torch.full((len(theta),), share), given.row._replace(step=given.row.step + step)
+        for before in (theta, members(given, seed + step)):
+            after = given.space.move(given.ctx, before, shares, row)  # type: ignore[attr-defined]
+            _inside(given, after)
+            assert (after != before).any(), "no row moved"
+        theta = given.space.move(given.ctx, theta, shares, row)  # type: ignore[attr-defined]
+
+
 def law_gauge_is_the_smallest_scale(given: Given, seed: int) -> None:
     """A θ in the box stays under any scale from its gauge on, and not under a smaller one; 0 has gauge 0."""
     theta = given.space.project(given.ctx, members(given, seed), _per_row(given, seed))
@@ -273,6 +289,9 @@ def _answers(given: Given, theta: Tensor, grad: Tensor, radius: Tensor) -> dict[
     if "sparse" in space.capabilities:
         found["sparse step"] = space.steepest(ctx, grad, radius.clamp(0.01, 1))
         found["free"] = space.free(ctx, inside, grad)  # type: ignore[attr-defined]  # the capability
+    if space.capabilities & RANDOM_SEARCH:
+        found["opening"] = space.opening(ctx, given.row)  # type: ignore[attr-defined]
+        found["move"] = space.move(ctx, inside, radius.clamp(0.001, 1), given.row)  # type: ignore[attr-defined]
     return found
 
 
@@ -312,6 +331,7 @@ LAWS = (
     law_no_gradient_no_step,
     law_sparse_steps_move_their_share,
     law_free_drops_what_the_box_stops,
+    law_moves_stay_inside,
     law_gauge_is_the_smallest_scale,
     law_larger_sets_hold_smaller_ones,
     law_rendering,

@@ -53,7 +53,8 @@ def test_plans_that_begin_alike(entry: Entry, tmp_path: Path) -> None:
     spec = str(entry.space)
     plans = [
         "plan(pgd(steps=1, rate=0.5), slide(steps=1), topk(steps=1))",
-        "plan(pgd(steps=1, rate=0.5), slide(steps=1), topk(steps=1), apgd(steps=5), apgd-sparse(steps=5), topk(steps=9), square(queries=9), sparse-rs(queries=9), grid)",
+        "plan(pgd(steps=1, rate=0.5), slide(steps=1), topk(steps=1), apgd(steps=5), apgd-sparse(steps=5), topk(steps=9), "
+        "square(queries=9), sparse-rs(queries=9), grid)",
     ]
     short, long = (statuses(run(tmp_path / str(place), threat=spec, plan=plan)) for place, plan in enumerate(plans))
     law_a_longer_plan_breaks_no_less(short, long)

@@ -184,6 +184,30 @@ class PushesAtTheWall(L1):
         return grad
 
 
+class OneSquareForAll(Linf):
+    """Draws one square for the whole batch, as AutoAttack does."""
+
+    def move(self, ctx: Box, theta: Tensor, share: Tensor, row: Row) -> Tensor:
+        first = row._replace(key=row.key[:1].expand_as(row.key))  # type: ignore[attr-defined]
+        return super().move(ctx, theta, share, first)
+
+
+class MovesTooFar(L2):
+    """Forgets to scale what it moved."""
+
+    def move(self, ctx: Box, theta: Tensor, share: Tensor, row: Row) -> Tensor:
+        fresh = super().move(ctx, theta, share, row)
+        return (1.01 * fresh).clamp(ctx.lower, ctx.upper)
+
+
+class AddsPixels(L0):
+    """Changes others and takes none back."""
+
+    def move(self, ctx: Box, theta: Tensor, share: Tensor, row: Row) -> Tensor:
+        fresh = super().move(ctx, theta, share, row)
+        return torch.where(theta != 0, theta, fresh)
+
+
 class SquaredGauge(L2):
     """Forgets the root."""
 

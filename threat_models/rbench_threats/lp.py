@@ -189,7 +189,9 @@ class L2(_Norm):
         return self._scaled(ctx, squares.shifted(theta, _shape(ctx), share, float(self.eps), self.order, row, MOVE))
 
     def _scaled(self, ctx: Box, theta: Thetas) -> Thetas:
-        return (_unit(theta) * float(self.eps)).clamp_(ctx.lower, ctx.upper)
+        """By the norm in float64: in float32 that of one large value among 3,000 small ones is off by more than the set's tolerance."""
+        size = float(self.eps) / _norm(theta, self.order).clamp_min(1e-30)
+        return (theta * size.to(theta)[:, None]).clamp_(ctx.lower, ctx.upper)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,9 @@ class PerturbationSet(Protocol):
     @property
     def capabilities(self) -> frozenset[str]:
         """What attacks may ask of it: "additive" (θ = x′ − x, from_images) · "norm" (norm, radius) · "convex" · "sparse"
-        (steepest takes share; free) · "support" (bounds how many pixels move) · "points" (points(ctx), a finite stand-in) · "squares", "swaps" (for random search, both
-        inside: opening(ctx, row), a start; move(ctx, theta, share, row), theta with that share of it drawn anew, a square or pixels)."""
+        (steepest takes share; free) · "support" (bounds how many pixels move) · "points" (points(ctx), a finite stand-in) ·
+        "squares", "swaps" (opening(ctx, row), a start for random search; move(ctx, theta, share, row), theta with a share of the image
+        or of the pixels drawn anew; both inside)."""
         ...
 
     @property

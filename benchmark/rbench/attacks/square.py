@@ -70,8 +70,8 @@ class RandomSearch(Ascent):
 class Square(RandomSearch):
     """Square (Andriushchenko et al. 2020, Alg. 1): one square, `share` of the image at first, halved after 10, 50, 200, … queries.
 
-    Defaults are AutoAttack's: 0.8, 5,000 queries after the first look, the margin, the schedule of 10,000 queries not rescaled. Unlike there
-    each row draws its own squares and signs, and the last row and column of pixels are as likely as others.
+    Defaults are AutoAttack's: 0.8, 5,000 queries after the first look, the margin, the schedule of 10,000 queries not rescaled. Unlike
+    there each row draws its own squares and signs, and the last row and column of pixels are as likely as others.
     """
 
     queries: int = 5000
@@ -90,8 +90,8 @@ class Square(RandomSearch):
 class SparseRS(RandomSearch):
     """Sparse-RS for l0 (Croce et al. 2022, sec. 3): `share` of the budget of pixels is drawn anew, half of it at once, less and less later.
 
-    The share is the paper's for untargeted attacks, queries and schedule (that of 10,000 queries) are its code's. Unlike there a drawn pixel
-    always changes, so that on images of pure black and white no part of the budget is wasted.
+    The share is the paper's for untargeted attacks, queries and schedule (that of 10,000 queries) are its code's. Unlike there a drawn
+    pixel always changes, so that on images of pure black and white no part of the budget is wasted.
     """
 
     queries: int = 5000

@@ -32,7 +32,11 @@ def count(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option("--dataset", metavar="D", help="A name from `rbench datasets`.  [default: the model's own]")
 @click.option("--data", type=FOLDER, metavar="DIR", help="Where the data lies.  [default: RBENCH_DATA, else the cache folder]")
 @click.option("--n", callback=count, metavar="N|all", help="How many examples, from the first.  [default: 500 for digits, else 1000]")
-@click.option("--plan", metavar="P", help="A name from `rbench plans`, or a spec such as pgd(steps=40).  [default: apgd]")
+@click.option(
+    "--plan",
+    metavar="P",
+    help="A name from `rbench plans`, or a spec such as pgd(steps=40).  [default: apgd; queries where the card says gradient = false]",
+)
 @click.option("--certify", type=click.Choice(["auto", "none"]), default="auto", show_default=True, help="auto: by a sound bound, if any.")
 @click.option("--seed", type=SEED, default=0, show_default=True, metavar="S", help="Where all randomness comes from.")
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="cpu, cuda, cuda:1.")
