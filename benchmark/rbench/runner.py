@@ -70,8 +70,8 @@ class Runner:
         """What only the verdicts could tell."""
         rows = [row for record in self.questions for row in self.store.verdicts(record.key, 0, self.asked.n)]
         right = {row.index for row in rows if row.clean == row.label}
-        accuracy, some = len(right) / max(len({row.index for row in rows}), 1), slice(0, min(self.asked.n, LOOKED_AT))
-        x, y = (part[some].to(self.asked.model.device) for part in (self.asked.data.x, self.asked.data.y))
+        accuracy, first = len(right) / max(len({row.index for row in rows}), 1), slice(0, min(self.asked.n, LOOKED_AT))
+        x, y = (part[first].to(self.asked.model.device) for part in (self.asked.data.x, self.asked.data.y))
         scaled = input_warning(self.judge.model, x, y, accuracy, self.asked.model.classes)
         if scaled is not None:
             self.warnings.append(scaled)

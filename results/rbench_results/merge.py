@@ -7,9 +7,8 @@ larger of two readings. Verifications stay where they were made: they are the wo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, func, select
@@ -21,28 +20,12 @@ from rbench_results import schema
 from rbench_results.database import writing
 from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
 from rbench_results.rows import dataset_record, stage_row, table_of, to_record, to_row, verdict_row
-from rbench_results.seal import is_intact, question_key
+from rbench_results.snapshot import STATES, Snapshot, check
 from rbench_results.store import ADDED_UP, Store, same_logits
 
-RUN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,79}")  # it becomes a file name of the site
-DIGEST = re.compile(r"[0-9a-f]{64}")
-EXTENT = re.compile(r"\d{1,18}(\.\d{1,18})?(/[1-9]\d{0,17})?")  # an exact radius that takes no minutes to read
 STRENGTH = {"error": 0, "survived": 1, "open": 1}  # every other status says more
-STATES = ("running", "failed", "done")
 
 Record = TypeVar("Record")
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """The records of a store, or of a bundle. `verdicts` by the key of their question."""
-
-    models: list[ModelRecord] = field(default_factory=list)
-    datasets: list[DatasetRecord] = field(default_factory=list)
-    questions: list[QuestionRecord] = field(default_factory=list)
-    runs: list[RunRecord] = field(default_factory=list)
-    verdicts: dict[str, list[VerdictRecord]] = field(default_factory=dict)
-    stages: list[StageRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,48 +50,85 @@ def snapshot(store: Store) -> Snapshot:
     )
 
 
-def check(given: Snapshot) -> None:
-    """Refuse what contradicts itself: keys that are not their content's, broken seals, ids that are no names. Raises StoreError."""
-    for model in given.models:
-        _named(DIGEST, model.digest, "model")
-    for dataset in given.datasets:
-        _named(DIGEST, dataset.digest, "data set")
-    for question in given.questions:
-        if question.key != question_key(question):
-            raise StoreError(f"question {question.key[:12]} ({question.spec}): its content has another key", fix="It was changed.")
-        if question.set != {"family": question.family, "extent": question.extent}:  # boards compare by the two, keys by the set
-            raise StoreError(f"question {question.key[:12]}: family or extent is not that of its set", fix="It was changed.")
-        if not all(EXTENT.fullmatch(value) for value in question.extent.values()):
-            raise StoreError(f"question {question.key[:12]}: extent {str(question.extent)[:80]}", expected="exact radii such as 3/10")
-    for run in given.runs:
-        _named(RUN_ID, run.id, "run")
-        if run.state not in STATES or run.n < 1 or run.first < 0:
-            raise StoreError(f"run {run.id}: state {run.state!r}, first {run.first}, n {run.n}", expected="a run that was stored by rbench")
-    for key, rows in given.verdicts.items():
-        for row in rows:
-            if not is_intact(key, row):
-                what = f"example {row.index} of question {key[:12]}: the verdict does not agree with its seal"
-                raise StoreError(what, fix="It was changed after it was stored: ask for the original.")
-
-
-def _named(pattern: re.Pattern[str], text: str, kind: str) -> None:
-    if not pattern.fullmatch(text):
-        raise StoreError(f"a {kind} with the id {text[:80]!r}", expected="an id as rbench makes it")
-
-
 def merge(store: Store, given: Snapshot) -> Merged:
     """Add records to a store in one transaction: all of them or, when one is refused, none. Raises StoreError."""
     check(given)
     with writing(store.engine) as connection:
-        _models(connection, given)
-        _put(connection, schema.Dataset, _won(_datasets(connection), given.datasets, "digest"))
-        _put(connection, schema.Question, _won(_all(connection, schema.Question, QuestionRecord), given.questions, "key"), key="key")
-        known = {key: (id, kind) for id, key, kind in connection.execute(_QUESTIONS)}
-        _refer(given, known.keys())
-        runs = _runs(connection, given.runs, known)
-        counts = [_verdicts(connection, key, *known[key], rows) for key, rows in given.verdicts.items()]
-        _stages(connection, given.stages, known)
+        return _write(connection, given)
+
+
+def add(store: Store, given: Snapshot) -> Merged:
+    """Add what a store has not got, as `merge` does, and change nothing that is there: for records of somebody whom nobody need trust.
+
+    A run that is here with other content, or a model or data set of one digest with other facts, is refused. Raises StoreError.
+    """
+    check(given)
+    with writing(store.engine) as connection:
+        return _write(connection, _missing(connection, given))
+
+
+def _missing(connection: Connection, given: Snapshot) -> Snapshot:
+    """The part of a snapshot that the store has not got."""
+    held = _stored(connection)
+    facts: list[tuple[str, Callable[[Any], Any]]] = [
+        ("models", lambda record: (record.digest, record.parameters, record.classes)),
+        ("datasets", lambda record: (record.digest, record.size, tuple(record.shape), tuple(record.classes))),
+        ("questions", lambda record: (record.key, record.kind)),
+        ("runs", lambda run: (run.id, run.model, run.dataset, run.started, run.spec, run.n, run.first, run.plan, run.seed)),
+    ]
+    left = {name: _new(getattr(held, name), getattr(given, name), fact, name) for name, fact in facts}
+    for model in given.models:
+        _same_answers(held.models, model)
+    fresh = {run.id for run in left["runs"]}
+    verdicts = {}
+    for key, rows in given.verdicts.items():
+        there = {row.index for row in held.verdicts.get(key, [])}
+        verdicts[key] = [row for row in rows if row.index not in there]
+    return Snapshot(**left, verdicts=verdicts, stages=[stage for stage in given.stages if stage.run in fresh])
+
+
+def _new(held: Sequence[Any], given: Sequence[Any], fact: Callable[[Any], Any], kind: str) -> list[Any]:
+    """Records whose key is not there. Raises StoreError for one that is there and says something else."""
+    stored = {fact(record)[0]: fact(record) for record in held}
+    for record in given:
+        if stored.get(fact(record)[0], fact(record)) != fact(record):
+            raise StoreError(f"{kind[:-1]} {fact(record)[0][:24]} is in the store with other content", fix="Nothing was added.")
+    return [record for record in given if fact(record)[0] not in stored]
+
+
+def _write(connection: Connection, given: Snapshot) -> Merged:
+    held = _stored(connection, verdicts=False)
+    kinds = {question.key: question.kind for question in held.questions}
+    for question in given.questions:
+        if kinds.get(question.key, question.kind) != question.kind:  # the key does not hold it
+            raise StoreError(f"question {question.key[:12]} is of kind {question.kind!r} there and {kinds[question.key]!r} here")
+    _models(connection, given, held)
+    _put(connection, schema.Dataset, _won(held.datasets, given.datasets, "digest"))
+    _put(connection, schema.Question, _won(held.questions, given.questions, "key"), key="key")
+    known = {key: (id, kind) for id, key, kind in connection.execute(_QUESTIONS)}
+    _refer(given, known.keys())
+    runs = _runs(connection, given.runs, held.runs, known)
+    counts = [_verdicts(connection, key, *known[key], rows) for key, rows in given.verdicts.items()]
+    _stages(connection, given.stages, known)
     return Merged(runs, sum(new for new, _ in counts), sum(replaced for _, replaced in counts))
+
+
+def _stored(connection: Connection, verdicts: bool = True) -> Snapshot:
+    """What a store holds, costs left out; the questions of its runs in their order."""
+    links = select(schema.RunQuestion.run, schema.Question.key, schema.RunQuestion.spec)
+    links = links.join(schema.Question, schema.Question.id == schema.RunQuestion.question_id).order_by(schema.RunQuestion.position)
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for id, key, spec in connection.execute(links):
+        asked.setdefault(id, []).append((key, spec))
+    runs = [replace(run, questions=asked.get(run.id, [])) for run in _all(connection, schema.Run, RunRecord, questions=[])]
+    questions = _all(connection, schema.Question, QuestionRecord)
+    rows = {question.key: _rows(connection, question.key) for question in questions} if verdicts else {}
+    return Snapshot(_all(connection, schema.Model, ModelRecord), _datasets(connection), questions, runs, rows)
+
+
+def _rows(connection: Connection, key: str) -> list[VerdictRecord]:
+    of = schema.Verdict.question_id == select(schema.Question.id).where(schema.Question.key == key).scalar_subquery()
+    return [to_record(VerdictRecord, row) for row in connection.execute(select(schema.Verdict.__table__).where(of)).mappings()]
 
 
 Known = Mapping[str, tuple[int, str]]  # the row and the kind of each question, by key
@@ -151,17 +171,21 @@ def _put(connection: Connection, kind: type[schema.Base], records: Sequence[Any]
         connection.execute(insert(kind).values(row).on_conflict_do_update(index_elements=[key], set_=rest))
 
 
-def _models(connection: Connection, given: Snapshot) -> None:
+def _models(connection: Connection, given: Snapshot, held: Snapshot) -> None:
     """The words of a model (name, title, card) are those under which its newest run asked for it. Raises StoreError."""
-    stored = _all(connection, schema.Model, ModelRecord)
-    ours, theirs = _newest(_all(connection, schema.Run, RunRecord, questions=[])), _newest(given.runs)
-    held = {record.digest: record for record in stored}
+    ours, theirs = _newest(held.runs), _newest(given.runs)
+    stored = {record.digest: record for record in held.models}
     for record in given.models:
-        old = held.get(record.digest)
-        if old is not None and not same_logits(old.probe, record.probe):
-            raise StoreError(f"model {record.name} ({record.digest[:12]}…) answered the probe images otherwise there than here")
+        _same_answers(held.models, record)
+        old = stored.get(record.digest)
         if old is None or (theirs.get(record.digest, ""), _text(record)) > (ours.get(record.digest, ""), _text(old)):
             _put(connection, schema.Model, [record])
+
+
+def _same_answers(held: Iterable[ModelRecord], record: ModelRecord) -> None:
+    for old in held:
+        if old.digest == record.digest and not same_logits(old.probe, record.probe):
+            raise StoreError(f"model {record.name} ({record.digest[:12]}…) answered the probe images otherwise there than here")
 
 
 def _newest(runs: Iterable[RunRecord]) -> dict[str, str]:
@@ -172,14 +196,8 @@ def _newest(runs: Iterable[RunRecord]) -> dict[str, str]:
     return found
 
 
-def _runs(connection: Connection, given: Sequence[RunRecord], known: Known) -> int:
+def _runs(connection: Connection, given: Sequence[RunRecord], stored: Sequence[RunRecord], known: Known) -> int:
     """Runs and what they ask; returns how many are new. A run that was done here prevails over its copy from a bundle."""
-    links = select(schema.RunQuestion.run, schema.Question.key, schema.RunQuestion.spec)
-    links = links.join(schema.Question, schema.Question.id == schema.RunQuestion.question_id).order_by(schema.RunQuestion.position)
-    asked: dict[str, list[tuple[str, str]]] = {}
-    for id, key, spec in connection.execute(links):
-        asked.setdefault(id, []).append((key, spec))
-    stored = [replace(run, questions=asked.get(run.id, [])) for run in _all(connection, schema.Run, RunRecord, questions=[])]
     won = _won(stored, given, "id", lambda run: (STATES.index(run.state), run.finished or "", run.submitted is None, _text(run)))
     _put(connection, schema.Run, won, key="id")
     for run in won:
@@ -191,8 +209,7 @@ def _runs(connection: Connection, given: Sequence[RunRecord], known: Known) -> i
 
 def _verdicts(connection: Connection, key: str, question: int, kind: str, given: Sequence[VerdictRecord]) -> tuple[int, int]:
     """(new, replaced) rows of one question."""
-    query = select(schema.Verdict.__table__).where(schema.Verdict.question_id == question)
-    stored = [to_record(VerdictRecord, row) for row in connection.execute(query).mappings()]
+    stored = _rows(connection, key)
     won = _won(stored, given, "index", lambda row: (STRENGTH.get(row.status, 2), row.witness is not None, _text(row)))
     rows = [verdict_row(question, key, kind, verdict) for verdict in won]
     if rows:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rbench_core.errors import StoreError
-from rbench_results.merge import Snapshot
 from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
+from rbench_results.snapshot import Snapshot
 
 Record = TypeVar("Record")
 KINDS = {"models": ModelRecord, "datasets": DatasetRecord, "questions": QuestionRecord, "runs": RunRecord, "stages": StageRecord}
 LARGEST = 2**63  # of a whole number that a database holds
+DEEPEST = 20
 
 
 def read_snapshot(table: Any) -> Snapshot:
@@ -77,14 +79,24 @@ def _value(value: Any, hint: Any, where: str) -> Any:
 
 def _plain(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
+        _bounded(value, where)
         return value
     if hint is float and type(value) is int:
         value = float(value)
-    if type(value) is not hint or (hint is int and abs(value) >= LARGEST):
+    odd = abs(value) >= LARGEST if hint is int and type(value) is int else isinstance(value, float) and not math.isfinite(value)
+    if type(value) is not hint or odd:
         raise StoreError(
             f"{where} = {value!r:.80}", expected={str: "text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
         )
     return value
+
+
+def _bounded(value: Any, where: str, depth: int = 0) -> None:
+    """JSON that every reader can walk. Raises StoreError."""
+    if depth > DEEPEST or (isinstance(value, float) and not math.isfinite(value)):
+        raise StoreError(f"{where} holds NaN, infinity or tables {DEEPEST} deep", expected="plain values")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _bounded(part, where, depth + 1)
 
 
 def _list(value: Any, where: str) -> list[Any]:

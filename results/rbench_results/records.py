@@ -151,6 +151,7 @@ class VerificationRecord:
     ok: bool
     n: int
     confirmed: int
+    answers: str = ""  # seal.answers_digest of what was looked at: it speaks for these verdicts and for no others
     checks: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)

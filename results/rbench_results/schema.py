@@ -176,6 +176,7 @@ class Verification(Base):
     ok: Mapped[bool]
     n: Mapped[int]
     confirmed: Mapped[int]
+    answers: Mapped[str]
     checks: Mapped[list[Any]]
     problems: Mapped[list[Any]]
     environment: Mapped[dict[str, Any]]

@@ -5,6 +5,7 @@ A seal proves nothing against somebody who writes a new one: only looking again 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import PurePosixPath
 
@@ -37,6 +38,11 @@ def sealed(question: str, verdict: VerdictRecord) -> VerdictRecord:
 def is_intact(question: str, verdict: VerdictRecord) -> bool:
     """Whether the row says what it said when it was sealed; a row from before there were seals says nothing either way."""
     return verdict.seal in ("", seal_of(question, verdict))
+
+
+def answers_digest(rows: Iterable[tuple[str, VerdictRecord]]) -> str:
+    """SHA-256 of what verdicts say, (question key, verdict) each, in any order: examples, labels, answers; not their evidence."""
+    return sha256_bytes(canonical_json(sorted([key, row.index, row.label, row.status, row.clean] for key, row in rows)).encode())
 
 
 def is_named_by_content(name: str, data: bytes) -> bool:

@@ -65,8 +65,10 @@ def test_every_place_is_reached(space: PerturbationSet, shape: tuple[int, int, i
             assert len(counts) == length - side + 1
             expected = MANY / len(counts)
             assert ((counts - expected).abs() < 6 * expected**0.5).all()
-    changed = (moved(space, grey(space, shape, MANY), 0.05) != 0).flatten(1).any(0)
-    assert changed.all()
+    given = grey(space, shape, MANY)
+    later = [Given(space, given.x, given.row._replace(step=given.row.step + step), given.ctx) for step in range(6)]
+    changed = torch.cat([moved(space, one, 0.001) for one in later]) != 0
+    assert changed.any(0).all()
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -164,6 +166,36 @@ def test_a_move_takes_from_one_window_and_gives_to_another(space: PerturbationSe
         ratio = torch.where(elsewhere & (before != 0), after / before, torch.nan).flatten(1)
         middle = ratio.nanmedian(1, keepdim=True).values
         assert (ratio.isnan() | ((ratio - middle).abs() < 1e-4 * middle)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 10, 14)], ids=str)
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_move_is_autoattacks(order: int, shape: tuple[int, int, int]) -> None:
+    """Row by row as pyautoattack's square.py computes it, from the same windows, bump and signs; c is the number of channels."""
+    eps, c, row = 2.0, shape[0], rows(40)
+    theta = 0.05 * torch.randn(40, shape[0] * shape[1] * shape[2], generator=torch.Generator().manual_seed(0))
+    share = torch.tensor([0.1, 0.3]).repeat(20)
+    found = squares.shifted(theta, shape, share, eps, order, row, 4).view(-1, *shape)
+    side = squares.sides(share, shape, odd=True)
+    first, second = (squares.corners(side, shape, row, stream) for stream in (4, 5))
+    eta = squares.bump(first, side, shape, order, row, 6) * squares.signs(c, row, 7)[:, :, None, None]
+    for i, delta in enumerate(theta.view(-1, *shape).clone()):
+        s = int(side[i])
+        (top, left), (top2, left2) = ([int(corner[i]) for corner in corners] for corners in (first, second))
+        here, there = (
+            (slice(None), slice(top, top + s), slice(left, left + s)),
+            (slice(None), slice(top2, top2 + s), slice(left2, left2 + s)),
+        )
+        union = torch.zeros(shape)
+        union[here] = union[there] = 1
+        old = delta[here] / delta[here].flatten(1).norm(order, dim=1)[:, None, None]
+        new = eta[i][here] + old
+        new = new / new.flatten(1).norm(order, dim=1)[:, None, None]
+        held = (delta * union).flatten(1).norm(order, dim=1)[:, None, None]
+        spare = (eps**order - delta.norm(order) ** order).clamp_min(0) / c
+        delta[there] = 0
+        delta[here] = new * ((spare + held) * c if order == 1 else (spare + held**2).sqrt())
+        torch.testing.assert_close(found[i], delta, rtol=1e-4, atol=1e-6)
 
 
 def test_windows_of_one_pixel() -> None:

@@ -1,6 +1,6 @@
-"""Our Square beside AutoAttack's own, on a published small MNIST net that is trained for linf: robust accuracy and cost at equal queries.
+"""Our Square beside AutoAttack's own, on published small nets that are trained for linf: robust accuracy and cost at equal queries.
 
-    RBENCH_DATA=... RBENCH_WEIGHTS=... PYTHONPATH=tests python tests/bench/square.py [queries] [n] [seeds]
+    RBENCH_DATA=... RBENCH_WEIGHTS=... python tests/bench/square.py mnist|cifar10 [queries] [n] [seeds]
 
 Both search the margin, from the same images, one thread, in turn in one process; times are process CPU seconds. Both results are judged
 alike: the model must prefer another class on an image inside the set.
@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from published import mnist_fast_pgd
+import rbench
 from rbench.attacks.build import spec_of
 from rbench.attacks.catalogue import Stage
 from rbench.attacks.sealed import library, sealed
@@ -26,7 +26,10 @@ from rbench_threats.catalogue import build
 from rbench_threats.protocol import PerturbationSet
 from rbench_threats.spec import parse
 
-SETS = ("linf(eps=0.3)", "l2(eps=2)", "l1(eps=10)")
+NETS = {
+    "mnist": ("mnist-fast-pgd", ("linf(eps=0.3)", "l2(eps=2)", "l1(eps=10)")),
+    "cifar10": ("cifar10-cnn-a-adv", ("linf(eps=8/255)", "l2(eps=0.5)", "l1(eps=12)")),
+}
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
@@ -54,16 +57,18 @@ def theirs(net: nn.Module, space: PerturbationSet, examples: Examples, queries: 
 
 def main() -> None:
     torch.set_num_threads(1)
-    queries, n, seeds = (int(given) for given in [*sys.argv[1:], *("1000", "100", "1")[len(sys.argv) - 1 :]])
-    net, data = mnist_fast_pgd().requires_grad_(False), sources.load("mnist", n=n)
+    dataset, *given = sys.argv[1:]
+    queries, n, seeds = (int(number) for number in [*given, *("1000", "100", "1")[len(given) :]])
+    name, sets = NETS[dataset]
+    net, data = rbench.load_model(name).requires_grad_(False), sources.load(dataset, n=n)
     with torch.no_grad():
         clean = net(data.x)
     right = (clean.argmax(1) == data.y).nonzero().squeeze(1)
     examples = part_of(Examples(data.x, data.y, torch.arange(n), clean), right.tolist())
-    print(f"{n} images, {len(right)} right, {queries} queries\n")
+    print(f"{name}: {n} images, {len(right)} right, {queries} queries\n")
     print("| set | seed | robust, ours | robust, AutoAttack's | broken by ours, theirs alone | CPU s, ours | CPU s, theirs |")
     print("|---|---|---|---|---|---|---|")
-    for spec in SETS:
+    for spec in sets:
         space = build(parse(spec))
         for seed in range(seeds):
             falls, seconds = [], []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from rbench.bundle import archive
 from rbench.cli.app import main
 from rbench_core.files import sha256_bytes
 from rbench_results.database import FILE
-from rbench_results.records import VerdictRecord
-from rbench_results.seal import sealed
+from rbench_results.records import QuestionRecord, VerdictRecord
+from rbench_results.seal import question_key, sealed
 from rbench_results.store import Store
 
 NET = """
@@ -322,6 +323,135 @@ def test_every_file_is_held_to_the_list(linear: Path, tmp_path: Path, command: C
         one_line(done, 1, "bundle.json" if victim == "bundle.json" else victim)
 
 
+def told(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, bytes]], None]:
+    """A change of the record whose keys and seals are made to agree with it, as somebody does who knows the program."""
+
+    def changed(files: dict[str, bytes]) -> None:
+        record = json.loads(files["record.json"])
+        change(record)
+        renamed = {}
+        for question in record["questions"]:
+            old, question["key"] = question["key"], ""
+            question["key"] = renamed[old] = question_key(QuestionRecord(**question))
+        record["verdicts"] = {renamed[key]: [fresh(renamed[key], row) for row in rows] for key, rows in record["verdicts"].items()}
+        for stage_ in record["stages"]:
+            stage_["question"] = renamed.get(stage_["question"], stage_["question"])
+        for run in record["runs"]:
+            run["questions"] = [[renamed[key], spec] for key, spec in run["questions"]]
+        files["record.json"] = json.dumps(record).encode()
+
+    return changed
+
+
+def fresh(key: str, row: dict[str, Any]) -> dict[str, Any]:
+    record = VerdictRecord(**{**row, "seal": ""})
+    return vars_of(sealed(key, record)) if row["seal"] else vars_of(record)
+
+
+def vars_of(record: VerdictRecord) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def rows_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return next(iter(record["verdicts"].values()))  # type: ignore[no-any-return]
+
+
+def invented(record: dict[str, Any]) -> None:
+    """Survivors beyond the slice, which a later and larger run would find answered."""
+    rows_of(record).extend({**rows_of(record)[0], "index": index, "status": "survived"} for index in range(200, 300))
+
+
+LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "rows beyond the slice": (invented, "outside the submitted runs"),
+    "a row of somebody's run": (lambda r: rows_of(r)[0].update(run="20200101-000000-abcdef"), "outside the submitted runs"),
+    "a row without a seal": (lambda r: rows_of(r)[0].update(seal=""), "without a seal"),
+    "costs of somebody's run": (lambda r: r["stages"][0].update(run="20200101-000000-abcdef"), "costs of a run"),
+    "a proof": (lambda r: r["questions"][0].update(kind="certificate"), "proofs"),
+    "a run of the year 9999": (lambda r: r["runs"][0].update(started="9999-12-31T00:00:00+00:00"), "no run of the past"),
+    "a run without a time": (lambda r: r["runs"][0].update(started="soon"), "no run of the past"),
+    "a slice without end": (lambda r: (r["runs"][0].update(n=2**62), r["datasets"][0].update(size=2**62)), "none that rbench knows"),
+    "a data set of its own": (lambda r: r["datasets"][0].update(classes=["a"] * 10), "none that rbench knows"),
+    "a warning without words": (lambda r: r["runs"][0].update(warnings=[{}]), "warning without"),
+    "a question that nobody asks": (lambda r: r["questions"].append({**r["questions"][0], "seed": 5, "key": "1" * 64}), ""),
+}
+
+
+@pytest.mark.parametrize("what", LIES)
+def test_a_bundle_speaks_of_its_own_runs_alone(what: str, linear: Path, tmp_path: Path, command: Command) -> None:
+    change, words = LIES[what]
+    repacked(linear, told(lambda record: [change(record)][:0]))
+    for verb in ("verify", "merge"):
+        one_line(command(verb, linear, "--run-code", "--results", tmp_path / "there")
+                 if verb == "verify" else command(verb, linear, "--results", tmp_path / "there"), 1, words)  # fmt: skip
+    assert not (tmp_path / "there").exists()
+
+
+def harder(record: dict[str, Any]) -> None:
+    """Every fall becomes a survivor of a weaker attack, while the run goes on to speak of the stronger one."""
+    record["questions"][0]["plan_json"][0]["steps"] = 1
+    for row in rows_of(record):
+        if row["status"] == "broken":
+            row.update(status="survived", witness=None, row=None, attack=None, predicted=None)
+
+
+@pytest.mark.parametrize(
+    "change", [harder, lambda r: r["runs"][0].update(spec="linf(eps=0.9)"), lambda r: r["runs"][0].update(plan="apgd")]
+)
+def test_a_run_that_answers_another_question_than_it_says(
+    change: Callable[[dict[str, Any]], object], linear: Path, tmp_path: Path, command: Command
+) -> None:
+    repacked(linear, told(lambda record: [change(record)][:0]))
+    done = command("verify", linear, "--run-code", "--sample", "all", "--results", tmp_path / "there")
+    assert done.code == 1
+    assert "NOT verified" in done.out
+
+
+@pytest.mark.parametrize("width", ["abc", None, [1], 0, 10**30])
+def test_an_odd_width_is_no_reason_to_fail(width: object, linear: Path, tmp_path: Path, command: Command) -> None:
+    repacked(linear, told(lambda record: record["runs"][0]["environment"].update(width=width)))
+    assert command("verify", linear, "--run-code", "--results", tmp_path / "there").code == 0
+
+
+def test_a_bundle_never_changes_what_the_receiver_found_himself(lab: Path, linear: Path, tmp_path: Path, command: Command) -> None:
+    """The receiver has asked the same question; the bundle says that all survived."""
+    own = tmp_path / "own"
+    asked = ("run", "--model", f"{lab / 'net.py'}:make", "--dataset", "digits", *PLAN, "--results", own)
+    assert command(*asked).code == 0
+    before = json.loads(command("show", "latest", "--json", "--results", own).out)
+
+    def flatter(record: dict[str, Any]) -> None:
+        for row in rows_of(record):
+            row.update(status="survived", witness=None, row=None, attack=None, predicted=None)
+
+    assert command("merge", repacked(linear, told(flatter)), "--results", own).code == 0
+    after = json.loads(command("show", before["run"], "--json", "--results", own).out)
+    assert {key: after[key] for key in ("model", "robust", "verdicts", "command")} == {
+        key: before[key] for key in ("model", "robust", "verdicts", "command")
+    }
+
+
+def test_an_unfinished_run_beside_a_finished_one_is_no_fault(lab: Path, tmp_path: Path, command: Command) -> None:
+    """Rows of a run that was stopped are in the finished one's slice; the first run goes along as a record alone."""
+    results = ("--results", tmp_path / "results")
+    asked = ("run", "--model", "digits-linf-at", "--threat", "linf(eps=0.06)", "--plan", "pgd(steps=10)", *results)
+    assert command(*asked, "--n", "60").code == 0
+    connection = sqlite3.connect(tmp_path / "results" / FILE)
+    with connection:
+        connection.execute("update run set state = 'failed', n = 200")
+    connection.close()
+    assert command(*asked, "--n", "80").code == 0
+    assert command("submit", "digits-linf-at", "--name", "x", *ABOUT, "--out", tmp_path, *results).code == 0
+    done = command("verify", tmp_path / "x.rbench.zip", "--sample", "all", "--results", tmp_path / "there")
+    assert (done.code, done.err) == (0, "")
+    assert "verified on 80 of 80" in done.out
+    assert command("merge", tmp_path / "x.rbench.zip", "--results", tmp_path / "there").code == 0
+
+
+def test_verify_says_that_a_run_came_by_a_bundle(linear: Path, tmp_path: Path, command: Command) -> None:
+    assert command("merge", linear, "--results", tmp_path / "there").code == 0
+    one_line(command("verify", "latest", "--results", tmp_path / "there"), 2, "came by the bundle linear")
+
+
 # --- archives that are none ---------------------------------------------------------------------------------------------------------
 
 
@@ -397,6 +527,10 @@ def test_a_bundle_that_says_something_else_of_itself(what: str, linear: Path, tm
         one_line(command(verb, linear, "--results", tmp_path / "there"), 1, words)
 
 
+def not_a_number(files: dict[str, bytes]) -> None:
+    files["record.json"] = re.sub(rb'"seconds":[0-9.e-]+', b'"seconds":NaN', files["record.json"])
+
+
 CONTENTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "no card": (lambda files: files.pop("card.toml"), "card.toml"),
     "a card with an unknown key": (lambda files: files.update({"card.toml": b"colour = 3\n" + files["card.toml"]}), "colour"),
@@ -405,7 +539,7 @@ CONTENTS: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
     "a record that is no JSON": (lambda files: files.update({"record.json": b"{"}), "record.json"),
     "a record that is deep": (lambda files: files.update({"record.json": b"[" * 100_000}), "record.json"),
     "a record of nothing": (lambda files: files.update({"record.json": b"{}"}), "expected the keys"),
-    "a number that is NaN": (lambda files: files.update({"record.json": files["record.json"].replace(b'"seconds":', b'"seconds":NaN,"x":')}), ""),
+    "a number that is NaN": (not_a_number, "a number"),
 }  # fmt: skip
 
 
@@ -421,8 +555,8 @@ def test_contents_that_do_not_read(what: str, linear: Path, tmp_path: Path, comm
 
 
 @pytest.fixture
-def other(lab: Path, tmp_path: Path) -> Iterator[Path]:
-    yield Path(shutil.copytree(lab / "results", tmp_path / "other"))
+def other(lab: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(lab / "results", tmp_path / "other"))
 
 
 def test_a_folder_and_its_database_are_merged_with_their_witnesses(other: Path, tmp_path: Path, command: Command) -> None:
@@ -456,4 +590,3 @@ def test_verify_has_no_use_for_run_code_on_a_run(other: Path, command: Command) 
     one_line(command("verify", "latest", "--run-code", "--results", other), 2, "--run-code")
     one_line(command("verify", "nobody", "--results", other), 2, "no run named 'nobody'")
     one_line(command("verify", other / "none.zip", "--results", other), 1, "none.zip")
-

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 import stored
 from rbench_core.errors import StoreError
 from rbench_results import merge as merging
-from rbench_results.merge import Snapshot, merge, snapshot
+from rbench_results.merge import add, merge, snapshot
 from rbench_results.reading import read_snapshot, written
 from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord
 from rbench_results.seal import question_key, sealed
+from rbench_results.snapshot import STATES, Snapshot
 from rbench_results.store import Store
 
 
@@ -38,7 +39,7 @@ ROW = st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 2), st.samp
 LAB = st.fixed_dictionaries(
     {
         "title": st.sampled_from(["one", "two"]),
-        "runs": st.dictionaries(st.sampled_from(RUNS), st.tuples(st.sampled_from(merging.STATES), st.booleans()), min_size=1),
+        "runs": st.dictionaries(st.sampled_from(RUNS), st.tuples(st.sampled_from(STATES), st.booleans()), min_size=1),
         "rows": st.lists(st.lists(ROW, max_size=5), min_size=3, max_size=3),
         "costs": st.lists(st.integers(0, 9), max_size=3),
     }
@@ -48,7 +49,7 @@ LAB = st.fixed_dictionaries(
 def row_of(question: QuestionRecord, index: int, choice: int, run: str, width: int, kept: bool) -> VerdictRecord:
     statuses = STATUSES[question.kind]
     status = statuses[choice % len(statuses)]
-    place = {"witness": "witnesses/a/000000-00000000.safetensors", "row": 0} if kept and status == "broken" else {}
+    place = {"witness": "witnesses/0123456789abcdef/000000-00000000.safetensors", "row": 0} if kept and status == "broken" else {}
     return sealed(question.key, stored.verdict(index, status, run=run, width=width, **place))
 
 
@@ -125,10 +126,21 @@ WRONG: dict[str, tuple[Callable[[Snapshot], Snapshot], str]] = {
     "a radius of a billion digits": (lambda s: replace(s, questions=[asked("1e999999999")], verdicts={}, runs=[]), "exact radii"),
     "a question that is not there": (lambda s: replace(s, questions=[B]), "not there"),
     "a run named as a path": (lambda s: replace(s, runs=[replace(s.runs[0], id="../../x")]), "expected an id"),
-    "a run of no examples": (lambda s: replace(s, runs=[replace(s.runs[0], n=0)]), "expected a run"),
+    "a run of no examples": (lambda s: replace(s, runs=[replace(s.runs[0], n=0)]), "expected a slice"),
     "a witness outside": (
         lambda s: replace(s, verdicts={A.key: [sealed(A.key, replace(s.verdicts[A.key][0], witness="../w", row=0, seal=""))]}),
         "inside",
+    ),
+    "a run beyond its data": (lambda s: replace(s, runs=[replace(s.runs[0], n=2**62)]), "expected a slice"),
+    "a run named latest": (lambda s: replace(s, runs=[replace(s.runs[0], id="latest")]), "expected an id"),
+    "a run twice": (lambda s: replace(s, runs=[s.runs[0], replace(s.runs[0], n=2)]), "twice"),
+    "a verdict twice": (lambda s: replace(s, verdicts={A.key: [*s.verdicts[A.key], sealed(A.key, stored.verdict(0))]}), "twice"),
+    "a question of another kind": (lambda s: replace(s, questions=[replace(A, kind="weird")]), "kind 'weird'"),
+    "a witness that is a page": (
+        lambda s: replace(
+            s, verdicts={A.key: [sealed(A.key, replace(s.verdicts[A.key][0], witness="witnesses/x/p-0.html", row=0, seal=""))]}
+        ),
+        "witness file",
     ),
     "a run of no model": (lambda s: replace(s, models=[]), "refuses"),
 }
@@ -152,7 +164,8 @@ import sys
 from pathlib import Path
 from dataclasses import replace
 import stored
-from rbench_results.merge import merge, Snapshot
+from rbench_results.merge import merge
+from rbench_results.snapshot import Snapshot
 from rbench_results.seal import question_key, sealed
 from rbench_results.store import Store
 record = stored.question(eps="1/10", set={"family": "linf", "extent": {"eps": "1/10"}})
@@ -197,3 +210,58 @@ def test_reading_names_the_field() -> None:
 
 def vars_of(table: dict[str, object]) -> dict[str, object]:
     return table["verdicts"][A.key][0]  # type: ignore[index, no-any-return]
+
+
+# --- what a stranger sends ----------------------------------------------------------------------------------------------------------
+
+
+def part(status: str, **fields: Any) -> Snapshot:
+    row = sealed(A.key, stored.verdict(0, status))
+    return Snapshot(
+        [stored.model(**fields)], [stored.dataset()], [A], [stored.run("r1", [A])], {A.key: [row]}, [stored.stage(A, forward=7)]
+    )
+
+
+def test_what_is_added_changes_nothing_that_is_there(tmp_path: Path) -> None:
+    own, other = part("survived"), part("broken", title="zzz")
+    other.verdicts[A.key].append(sealed(A.key, stored.verdict(1, "survived")))
+    with Store.open(tmp_path) as store:
+        add(store, own)
+        before = snapshot(store)
+        done = add(store, other)
+        after = snapshot(store)
+    assert (done.runs, done.verdicts, done.replaced) == (0, 1, 0)
+    assert after.verdicts[A.key] == [*before.verdicts[A.key], other.verdicts[A.key][1]]
+    assert replace(after, verdicts={}) == replace(before, verdicts={})
+
+
+ELSEWISE: dict[str, Callable[[Snapshot], Snapshot]] = {
+    "a run of the same id": lambda s: replace(s, runs=[replace(s.runs[0], n=3)]),
+    "a model with other classes": lambda s: replace(s, models=[replace(s.models[0], classes=7)]),
+    "a model with other answers": lambda s: replace(s, models=[replace(s.models[0], probe=[[9.0, 9.0, 9.0]])]),
+    "a data set of another size": lambda s: replace(s, datasets=[replace(s.datasets[0], size=400)]),
+    "a question of another kind": lambda s: replace(s, questions=[replace(A, kind="certificate")]),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWISE)
+def test_what_is_there_with_other_content_is_refused(name: str, tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        merge(store, part("survived"))
+        before = snapshot(store)
+        for how in (add, merge) if "kind" in name or "answers" in name else (add,):
+            with pytest.raises(StoreError):
+                how(store, ELSEWISE[name](part("broken")))
+        assert snapshot(store) == before
+
+
+def test_tables_that_no_reader_can_walk_are_refused() -> None:
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep]
+    good = written(part("survived"))
+    for value in (deep, float("nan"), {"a": [float("inf")]}):
+        with pytest.raises(StoreError, match="plain values"):
+            read_snapshot(json.loads(json.dumps({**good, "models": [{**good["models"][0], "card": {"x": value}}]})))
+    with pytest.raises(StoreError, match="a number"):
+        read_snapshot(json.loads(json.dumps({**good, "runs": [{**good["runs"][0], "seconds": float("inf")}]})))

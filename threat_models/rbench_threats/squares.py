@@ -68,6 +68,8 @@ def shifted(theta: Thetas, shape: Shape, share: Float[Tensor, " rows"], eps: flo
     held = torch.where(here, delta, torch.where(there, delta * part ** (1 / order), 0.0))
     left = (eps**order - torch.linalg.vector_norm(theta, order, dim=1) ** order).clamp_min(0) / channels
     mass = (left[:, None, None, None] + _size(held, order) ** order) ** (1 / order)
+    if order == 1:  # AutoAttack's: more than there is, so that the projection takes from all windows; else colour images hardly fall
+        mass = mass * channels
     return torch.where(here, fresh * mass, torch.where(there, delta * (1 - part) ** (1 / order), delta)).flatten(1)
 
 

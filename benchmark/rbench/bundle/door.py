@@ -12,15 +12,16 @@ from typing import Any
 
 from rbench.bundle.receive import opened, rebuild
 from rbench.progress import Progress
-from rbench.verification.claim import of_snapshot
+from rbench.verification.claim import of_snapshot, witness_files
 from rbench.verification.verify import Verified, recorded, verify, verify_claim
-from rbench_core.errors import FileError, StoreError, UsageError
-from rbench_core.files import atomic_write, canonical_json, reason, results_folder
+from rbench_core.errors import FileError, RbenchError, StoreError, UsageError
+from rbench_core.files import atomic_write, canonical_json, results_folder
 from rbench_results.database import FILE
-from rbench_results.merge import Merged, Snapshot, merge, snapshot
+from rbench_results.merge import Merged, add, merge, snapshot
 from rbench_results.reading import read_snapshot, written
 from rbench_results.seal import is_named_by_content
 from rbench_results.site.build import build_site
+from rbench_results.snapshot import Snapshot, check
 from rbench_results.store import Store
 
 
@@ -73,8 +74,7 @@ def verify_any(what: str, *, run_code: bool = False, results: Path | str | None 
         raise UsageError("--run-code is for a bundle", expected="a file from `rbench submit`")
     else:
         found = verify(what, results=folder, **options)
-    _redraw(folder)
-    return found
+    return _with_pages(found, folder)
 
 
 def verify_bundle(
@@ -103,7 +103,7 @@ def verify_bundle(
         if bundle.runs_code and not run_code:
             factory = bundle.card.architecture.factory
             note = f"note   The model's answers are not confirmed: {factory} is code of the bundle. Read it, then add --run-code."
-        for run in bundle.records.runs:
+        for run in bundle.submitted:
             claim = of_snapshot(bundle.records, run, bundle.archive.read)
             found = None if note is not None else rebuild(bundle)
             named = dataset or run.dataset_name
@@ -120,7 +120,10 @@ def verify_bundle(
 
 
 def merge_any(what: Path | str, *, results: Path | str | None = None) -> tuple[Merged, Store]:
-    """Add a bundle, a database or a folder of results to a store; the site is drawn anew. Raises RbenchError, and then nothing is added."""
+    """Add a bundle, a database or a folder of results to a store, all of it or nothing; then the site is drawn anew. Raises RbenchError.
+
+    Databases are joined: of two verdicts the one that says more stays. A bundle is a stranger's: it adds, and changes nothing that is here.
+    """
     folder, path = Path(results).expanduser() if results is not None else results_folder(), Path(what).expanduser()
     if path.is_dir():
         path = path / FILE
@@ -131,17 +134,20 @@ def merge_any(what: Path | str, *, results: Path | str | None = None) -> tuple[M
     if is_database:
         if path.resolve() == (folder / FILE).resolve():
             raise UsageError(f"{path} would be merged into itself", expected="another database")
-        return _merged(folder, _of_database(path), lambda name: _beside(path.parent, name))
+        return _merged(folder, merge, _of_database(path), witness_files(path.parent))
     with opened(path) as bundle:
-        return _merged(folder, bundle.records, bundle.archive.read)
+        return _merged(folder, add, bundle.records, bundle.archive.read)
 
 
-def _merged(folder: Path, records: Snapshot, file: Callable[[str], bytes]) -> tuple[Merged, Store]:
+def _merged(
+    folder: Path, how: Callable[[Store, Snapshot], Merged], records: Snapshot, file: Callable[[str], bytes]
+) -> tuple[Merged, Store]:
     """Witness files first: a verdict never speaks of a file that is not there yet."""
+    check(records)
     with Store.open(folder) as store:
         for name in sorted({row.witness for rows in records.verdicts.values() for row in rows if row.witness is not None}):
             _copy(folder, name, file)
-        done = merge(store, records)
+        done = how(store, records)
         build_site(store)
         return done, store
 
@@ -160,16 +166,6 @@ def _copy(folder: Path, name: str, file: Callable[[str], bytes]) -> None:
     if not is_named_by_content(name, data):
         raise FileError(f"witness file {name}: its content has another digest", fix="It was changed: ask for the original.")
     atomic_write(target, data)
-
-
-def _beside(root: Path, name: str) -> bytes:
-    path = (root / name).resolve()
-    try:
-        if not path.is_relative_to(root.resolve()):
-            raise OSError("outside the folder of results")
-        return path.read_bytes()
-    except OSError as error:
-        raise FileError(f"witness file {name}: {reason(error)}") from error
 
 
 def _of_database(path: Path) -> Snapshot:
@@ -194,7 +190,12 @@ def _of_database(path: Path) -> Snapshot:
             raise StoreError(str(error).replace(str(Path(scratch) / FILE), str(path))) from error
 
 
-def _redraw(folder: Path) -> None:
-    if (folder / FILE).is_file():
-        with Store.open(folder, create=False) as store:
-            build_site(store)
+def _with_pages(found: Verified | VerifiedBundle, folder: Path) -> Verified | VerifiedBundle:
+    """The pages drawn anew; where they cannot be, that is a note: the result is worth more than its picture."""
+    try:
+        if (folder / FILE).is_file():
+            with Store.open(folder, create=False) as store:
+                build_site(store)
+    except RbenchError as error:
+        (found if isinstance(found, Verified) else found.runs[-1]).notes.append(f"the pages were not drawn: {error}")
+    return found

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,13 +15,15 @@ from safetensors.torch import load
 from torch import nn
 
 from rbench.bundle.archive import Archive, read
+from rbench.data import sources
 from rbench.models import Found, of_card, of_file
 from rbench.questions import ENGINE
 from rbench_core.catalogue import read_toml
 from rbench_core.errors import FileError, ModelError, RbenchError
 from rbench_core.files import sha256_bytes
-from rbench_results.merge import Snapshot, check
 from rbench_results.reading import read_snapshot
+from rbench_results.records import DatasetRecord, RunRecord
+from rbench_results.snapshot import Snapshot, check
 from rbench_zoo import architectures
 from rbench_zoo.card import Card, parse
 
@@ -35,6 +38,11 @@ class Bundle:
     card: Card
     kind: str  # "card": built by the card; "file": by a factory without arguments, as FILE.py:FACTORY was
     records: Snapshot
+
+    @property
+    def submitted(self) -> list[RunRecord]:
+        """The runs that are claimed; the others in it only tell where some verdicts were made."""
+        return [run for run in self.records.runs if run.id in self.archive.manifest["runs"]]
 
     @property
     def runs_code(self) -> bool:
@@ -86,18 +94,62 @@ def _records(archive: Archive, card: Card, path: Path) -> Snapshot:
         raise FileError(f"{path.name}: record.json does not read ({str(error)[:120]})") from error
     except RbenchError as error:
         raise FileError(f"{path.name}: {error}") from error
-    keys, model = {question.key for question in records.questions}, archive.manifest.get("model")
-    if [record.digest for record in records.models] != [model] or {question.model for question in records.questions} != {model}:
-        raise FileError(f"{path.name}: record.json speaks of other models than the one of bundle.json")
-    for run in records.runs:
-        if run.model != model or {key for key, _ in run.questions} - keys:
-            raise FileError(f"{path.name}: run {run.id} speaks of a model or question that is not in the bundle")
-    if not records.runs:
-        raise FileError(f"{path.name}: no run in it", expected="at least one")
+    fault = _fault(archive, records)
+    if fault is not None:
+        raise FileError(f"{path.name}: {fault}", expected="a file from `rbench submit`")
     told = {"name": card.name, "bundle": archive.sha256, "contact": archive.manifest.get("contact")}
     models = [replace(model, name=card.name, title=card.title, dataset=card.dataset, card=card.table) for model in records.models]
     runs = [replace(run, model_name=card.name, card=card.table, submitted=told, request={}) for run in records.runs]
     return replace(records, models=models, runs=runs)
+
+
+def _fault(archive: Archive, records: Snapshot) -> str | None:
+    """What a bundle says beyond its own model and its own runs, or leaves out."""
+    model, submitted = archive.manifest.get("model"), archive.manifest.get("runs")
+    runs = {run.id: run for run in records.runs}
+    if [record.digest for record in records.models] != [model] or {question.model for question in records.questions} - {model}:
+        return "record.json speaks of other models than the one of bundle.json"
+    if not isinstance(submitted, list) or not submitted or not all(isinstance(id, str) and id in runs for id in submitted):
+        return "bundle.json names runs that are not in it"
+    if not isinstance(archive.manifest.get("contact"), str | None):
+        return "its contact is no text"
+    for record in records.datasets:  # first: slices are bounded by their sizes
+        if not _known(record):
+            return f"data set {record.name!r:.60} is none that rbench knows"
+    if any(question.kind != "attack" for question in records.questions):
+        return "it brings proofs, which nobody makes yet"
+    slices: dict[str, set[int]] = {}
+    for id in submitted:
+        for key, _ in runs[id].questions:
+            slices.setdefault(key, set()).update(range(runs[id].first, runs[id].first + runs[id].n))
+    if {question.key for question in records.questions} != set(slices):
+        return "it holds other questions than its submitted runs ask"
+    for run in records.runs:
+        if run.model != model or not {key for key, _ in run.questions} <= set(slices) or not _in_the_past(run):
+            return f"run {run.id} is of another model, asks other questions, or is no run of the past"
+        if not all({"code", "text"} <= warning.keys() for warning in run.warnings):
+            return f"run {run.id} has a warning without code or text"
+    for key, rows in records.verdicts.items():
+        for row in rows:
+            if row.index not in slices.get(key, ()) or row.run not in runs or not row.seal:
+                return f"example {row.index}: a verdict outside the submitted runs, or without a seal"
+    if any(stage.run not in runs or stage.question not in slices for stage in records.stages):
+        return "costs of a run that is not in it"
+    return None
+
+
+def _in_the_past(run: RunRecord) -> bool:
+    """A day ahead is a clock; a year is an attempt to be the newest for ever."""
+    try:
+        times = [datetime.fromisoformat(text) for text in (run.started, run.finished) if text is not None]
+        return all(time.tzinfo is not None and time < datetime.now(UTC) + timedelta(days=1) for time in times)
+    except ValueError:
+        return False
+
+
+def _known(record: DatasetRecord) -> bool:
+    source = sources.SOURCES.get(record.name)
+    return source is not None and (record.shape, record.classes) == (source.shape, source.classes) and record.size <= source.test
 
 
 def rebuild(bundle: Bundle) -> Found:

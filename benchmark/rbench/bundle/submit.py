@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ from rbench.data import sources
 from rbench.models import Found, attacked, find
 from rbench.questions import ENGINE
 from rbench.runner import now
-from rbench.verification.claim import Claim, of_store
+from rbench.verification.claim import witness_files
 from rbench.witnesses import SAMPLE
 from rbench.witnesses import check as known_policy
 from rbench_core.errors import FileError, ModelError, UsageError
 from rbench_core.files import atomic_write, canonical_json, reason, results_folder, sha256_bytes
-from rbench_results.merge import Snapshot, snapshot
+from rbench_results.merge import snapshot
 from rbench_results.reading import written
 from rbench_results.records import RunRecord, VerdictRecord
 from rbench_results.seal import is_named_by_content, sealed
+from rbench_results.snapshot import Snapshot
 from rbench_results.store import Store
 from rbench_zoo import catalogue
 from rbench_zoo.card import NAME, Card
@@ -89,7 +90,7 @@ def submit(
         "created": now(),
         "kind": "card" if _card_of(model) else "file",
         "model": runs[0].model,
-        "runs": [run.id for run in records.runs],
+        "runs": [run.id for run in runs],
         "environment": environment_of(),
     }
     data = write(target, manifest, files)
@@ -167,66 +168,63 @@ def _digest(found: Found, dataset: str) -> str:
 
 def _records(store: Store, runs: list[RunRecord], policy: str) -> tuple[Snapshot, dict[str, bytes]]:
     """The runs with all that they rest on, and the witness files; of witnesses that stay behind the verdicts forget the name."""
-    whole = _closure(store, snapshot(store), runs)
+    whole = _closure(snapshot(store), runs)
     files: dict[str, bytes] = {}
-    claims = {run.id: of_store(store, run) for run in whole.runs}
     verdicts: dict[str, list[VerdictRecord]] = {}
+    file = witness_files(store.folder)
     for key, rows in whole.verdicts.items():
-        claim = next(claim for claim in claims.values() if key in claim.rows)
-        verdicts[key], kept = _with_witnesses(claim, key, rows, policy)
+        verdicts[key], kept = _with_witnesses(file, key, rows, policy)
         files |= kept
     return replace(whole, verdicts=verdicts), files
 
 
-def _closure(store: Store, all_: Snapshot, runs: list[RunRecord]) -> Snapshot:
-    """The runs, and every run in which one of their verdicts was made."""
-    by_id = {run.id: run for run in all_.runs}
-    chosen: dict[str, RunRecord] = {}
-    waiting = [run.id for run in runs]
-    while waiting:
-        run = by_id[waiting.pop()]
-        if run.id not in chosen:
-            chosen[run.id] = run
-            end = run.first + run.n
-            waiting += {row.run for key, _ in run.questions for row in all_.verdicts[key] if run.first <= row.index < end}
-    kept = sorted(chosen.values(), key=lambda run: run.id)
+def _closure(all_: Snapshot, runs: list[RunRecord]) -> Snapshot:
+    """The runs with their verdicts, and the records, no more, of the runs in which some of these were made."""
     reach: dict[str, set[int]] = {}
-    for run in kept:
+    for run in runs:
         for key, _ in run.questions:
             reach.setdefault(key, set()).update(range(run.first, run.first + run.n))
+    verdicts = {key: [row for row in all_.verdicts[key] if row.index in indices] for key, indices in sorted(reach.items())}
+    ids = {run.id for run in runs} | {row.run for rows in verdicts.values() for row in rows}
+    kept = [_private(run, reach) for run in all_.runs if run.id in ids]
     models, datasets = {run.model for run in kept}, {run.dataset for run in kept}
     return Snapshot(
         models=[model for model in all_.models if model.digest in models],
         datasets=[dataset for dataset in all_.datasets if dataset.digest in datasets],
         questions=[question for question in all_.questions if question.key in reach],
-        runs=[_private(run) for run in kept],
-        verdicts={key: [row for row in all_.verdicts[key] if row.index in indices] for key, indices in sorted(reach.items())},
-        stages=[stage for stage in all_.stages if stage.run in chosen and stage.question in reach],
+        runs=kept,
+        verdicts=verdicts,
+        stages=[stage for stage in all_.stages if stage.run in ids and stage.question in reach],
     )
 
 
-def _private(run: RunRecord) -> RunRecord:
-    """The run without the paths of the submitter's machine, which are nobody's business."""
-    asked = str(run.request.get("model", ""))
-    command = run.command.replace(asked, f"{Path(asked.rpartition(':')[0]).name}:{asked.rpartition(':')[2]}") if ":" in asked else run.command
-    return replace(run, command=command, request={}, submitted=None)
+def _private(run: RunRecord, reach: Collection[str]) -> RunRecord:
+    """The run without what is nobody's business: paths of the submitter's machine, and questions that are not submitted."""
+    asked, command = str(run.request.get("model", "")), run.command
+    if ":" in asked:
+        file, _, factory = asked.rpartition(":")
+        command = command.replace(asked, f"{Path(file).name}:{factory}")
+    questions = [(key, spec) for key, spec in run.questions if key in reach]
+    return replace(run, command=command, request={}, submitted=None, questions=questions)
 
 
-def _with_witnesses(claim: Claim, key: str, rows: list[VerdictRecord], policy: str) -> tuple[list[VerdictRecord], dict[str, bytes]]:
+def _with_witnesses(
+    file: Callable[[str], bytes], key: str, rows: list[VerdictRecord], policy: str
+) -> tuple[list[VerdictRecord], dict[str, bytes]]:
     """Rows and files of one question: all witnesses, a sample per file, or none. A file that is lost here is an error."""
     named = [row for row in rows if row.witness is not None]
     drawn = sorted(named, key=lambda row: sha256_bytes(f"{key}{row.index}".encode()))
     chosen = {row.index for row in (drawn if policy == "all" else drawn[:SAMPLE] if policy == "sample" else [])}
     if not chosen:
         return [sealed(key, replace(row, witness=None, row=None, seal="")) if row.witness else row for row in rows], {}
-    tensors = _gathered(claim, [row for row in named if row.index in chosen])
+    tensors = _gathered(file, [row for row in named if row.index in chosen])
     data = save(tensors)
     first = int(tensors["index"][0])
     name = f"witnesses/{key[:16]}/{first:06d}-{sha256_bytes(data)}.safetensors"
     places = {int(index): place for place, index in enumerate(tensors["index"])}
     kept = []
     for row in rows:
-        if row.witness is None and row.index not in places:
+        if row.witness is None and row.seal:
             kept.append(row)
         else:
             there = row.index in places
@@ -234,14 +232,14 @@ def _with_witnesses(claim: Claim, key: str, rows: list[VerdictRecord], policy: s
     return kept, {name: data}
 
 
-def _gathered(claim: Claim, rows: Iterable[VerdictRecord]) -> dict[str, Tensor]:
+def _gathered(file: Callable[[str], bytes], rows: Iterable[VerdictRecord]) -> dict[str, Tensor]:
     """The chosen witnesses of several files as one, by index."""
     files: dict[str, dict[str, Tensor]] = {}
     parts: dict[str, list[Tensor]] = {}
     for row in sorted(rows, key=lambda row: row.index):
         name = str(row.witness)
         if name not in files:
-            data = claim.file(name)
+            data = file(name)
             if not is_named_by_content(name, data):
                 raise FileError(f"witness file {name}: its content has another digest", fix="Give `--witnesses none`, or run again.")
             files[name] = load(data)

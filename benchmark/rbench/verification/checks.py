@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from safetensors import SafetensorError
@@ -18,18 +18,18 @@ from rbench.attacks.stage import plain_context
 from rbench.data.dataset import Dataset
 from rbench.judging import Judge, Standing
 from rbench.models import Wrapped
-from rbench.questions import ENGINE, set_record
+from rbench.questions import question as asked
 from rbench.verification.claim import Claim, Found
 from rbench_core.errors import FileError, RbenchError
 from rbench_results.figures import FALLEN
 from rbench_results.records import QuestionRecord, VerdictRecord
-from rbench_results.seal import is_intact, is_named_by_content, question_key
+from rbench_results.seal import is_intact, is_named_by_content
 from rbench_results.store import PROBE_TOLERANCE, same_logits
 from rbench_threats.catalogue import resolve
 from rbench_threats.protocol import PIXEL_TOLERANCE, PerturbationSet
 
 MARGIN_TOLERANCE = 1e-3  # of a margin, in units of the largest logit's order: machines differ in the last bits
-PARTS = ("index", "x", "x_adv", "theta")
+PARTS = {"index": (torch.int64, 1), "x": (torch.float32, 4), "x_adv": (torch.float32, 4), "theta": (torch.float32, 2)}
 
 
 def check_seals(claim: Claim, found: Found) -> None:
@@ -43,24 +43,38 @@ def check_seals(claim: Claim, found: Found) -> None:
 
 
 def check_questions(claim: Claim, found: Found) -> tuple[list[PerturbationSet], Plan | None]:
-    """Each question's key is that of its content, and names of sets and plan mean here what they meant there."""
-    wrong, spaces, plan = [], [], None
-    for question in claim.questions:
-        if question.key != question_key(question):
-            wrong.append(f"question {question.spec}: its key is not that of its content")
-        if question.engine != ENGINE:
-            wrong.append(f"question {question.spec}: made by engine {question.engine}; this one is {ENGINE}, whose verdicts are others")
-        try:
-            space, plan = resolve(question.spec).members[0], resolve_plan(question.plan).for_model(claim.run.card.get("gradient", True) is True)
-            if set_record(space) != question.set:
-                wrong.append(f"question {question.spec}: the set of this name is another one here")
-            if plan.record() != question.plan_json:
-                wrong.append(f"question {question.spec}: plan {question.plan} has other attacks here")
-            spaces.append(space)
-        except RbenchError as error:
-            wrong.append(f"question {question.spec}: {error}")
-    found.note("questions", len(claim.questions), wrong, "sets, plan and engine are those of their keys")
+    """The run's threat and plan mean here what they meant there, and their questions are exactly those that were answered.
+
+    A question is made anew from the run's model, data set, threat, plan and seed; key and words must come out as they are.
+    """
+    run, wrong, spaces, plan = claim.run, [], [], None
+    try:
+        plan = resolve_plan(run.plan).for_model(run.card.get("gradient", True) is True)
+        threat = resolve(run.spec)
+        spaces = list(threat.members)
+        if str(resolve(run.threat, run.dataset_name)) != str(threat):
+            wrong.append(
+                f"run {run.id}: the threat {run.threat[:80]} is {resolve(run.threat, run.dataset_name)} here, and {run.spec[:80]} there"
+            )
+        made = [asked(run.model, run.dataset, space, plan, run.seed) for space in spaces]
+        if [(record.key, record.spec) for record in made] != run.questions or made != claim.questions:
+            wrong += _unlike(claim, made)
+    except RbenchError as error:
+        wrong.append(f"run {run.id}: {error}")
+    found.note("questions", len(claim.questions), wrong, "threat, plan, seed and engine are those of the verdicts")
     return spaces, plan
+
+
+def _unlike(claim: Claim, made: list[QuestionRecord]) -> list[str]:
+    """What differs between the questions that the run's own words ask and those that it has answers to."""
+    if len(made) != len(claim.questions) or len(claim.run.questions) != len(made):
+        return [f"run {claim.run.id}: {len(claim.questions)} questions; its threat has {len(made)} members"]
+    names = [field.name for field in fields(QuestionRecord)]
+    pairs = [(new, old, name) for new, old in zip(made, claim.questions, strict=True) for name in names]
+    unlike = [
+        f"question {old.spec[:60]}: {name} is not what the run asks" for new, old, name in pairs if getattr(new, name) != getattr(old, name)
+    ]
+    return unlike or [f"run {claim.run.id}: its members are called otherwise than its questions"]
 
 
 def check_data(claim: Claim, data: Dataset, found: Found) -> None:
@@ -134,7 +148,11 @@ def check_witnesses(
         wrong += problems
         if kept is not None:
             count += len(kept.rows)
-            faults = _judged(question, space, kept, data, wrapped, width, passes)
+            try:
+                faults = _judged(question, space, kept, data, wrapped, width, passes)
+            except (RuntimeError, ValueError) as error:  # parameters of another number cannot be rendered
+                told = " ".join(str(error).split())[:120]
+                faults = {row.index: _of(question, row, f"its witness cannot be rendered: {told}") for row in kept.rows}
             wrong += list(faults.values())
             if wrapped is not None:
                 found.proved |= {(question.key, row.index) for row in kept.rows if row.index not in faults}
@@ -163,7 +181,7 @@ def _opened(claim: Claim, question: QuestionRecord, data: Dataset) -> tuple[_Wit
             wrong.append(_of(question, row, "its witness has another image shape"))
         else:
             rows.append(row)
-            parts.append([tensors[part][place] for part in PARTS[1:]])
+            parts.append([tensors[part][place] for part in list(PARTS)[1:]])
     if not rows:
         return None, wrong
     return _Witnesses(rows, *(torch.stack(part) for part in zip(*parts, strict=True))), wrong
@@ -177,8 +195,10 @@ def _tensors(name: str, data: bytes) -> Mapping[str, Tensor]:
         tensors: dict[str, Tensor] = load(data)
     except SafetensorError as error:
         raise FileError(f"witness file {name}: {error}") from error
-    if missing := [part for part in PARTS if part not in tensors or len(tensors[part]) != len(tensors["index"])]:
-        raise FileError(f"witness file {name}: no {missing[0]}, or of another length", expected=", ".join(PARTS))
+    for part, (dtype, rank) in PARTS.items():
+        tensor = tensors.get(part)
+        if tensor is None or tensor.dtype != dtype or tensor.ndim != rank or len(tensor) != len(tensors["index"]):
+            raise FileError(f"witness file {name}: no {part}, or not as rbench writes it", expected=f"{dtype} of {rank} axes")
     return tensors
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rbench_core.errors import FileError
 from rbench_core.files import reason
 from rbench_results.figures import join
-from rbench_results.merge import Snapshot
 from rbench_results.records import ModelRecord, QuestionRecord, RunRecord, VerdictRecord
+from rbench_results.snapshot import Snapshot
 from rbench_results.store import Store
 
 Row = tuple[str, int]  # a question's key and an example's index
@@ -67,7 +68,12 @@ def of_store(store: Store, run: RunRecord) -> Claim:
     model = next(model for model in store.models() if model.digest == run.model)
     stages = [stage for question in questions for stage in store.stages(question=question.key)]
     spent = sum(stage.forward for stage in stages), sum(stage.seconds for stage in stages)
-    root = store.folder.resolve()
+    return Claim(run, model, questions, rows, witness_files(store.folder), *spent)
+
+
+def witness_files(folder: Path) -> Callable[[str], bytes]:
+    """Reads witness files of a results folder by their names, and nothing outside it. Raises FileError."""
+    root = folder.resolve()
 
     def file(name: str) -> bytes:
         path = (root / name).resolve()
@@ -78,7 +84,7 @@ def of_store(store: Store, run: RunRecord) -> Claim:
         except OSError as error:
             raise FileError(f"witness file {name}: {reason(error)}") from error
 
-    return Claim(run, model, questions, rows, file, *spent)
+    return file
 
 
 def of_snapshot(records: Snapshot, run: RunRecord, file: Callable[[str], bytes]) -> Claim:

@@ -37,6 +37,7 @@ from rbench.verification.claim import Claim, Found, of_store
 from rbench_core.errors import StoreError, UsageError
 from rbench_core.files import canonical_json, results_folder, sha256_bytes
 from rbench_results.records import VerificationRecord
+from rbench_results.seal import answers_digest
 from rbench_results.store import Store
 from rbench_threats.protocol import PerturbationSet
 
@@ -106,6 +107,9 @@ def verify(
     with Store.open(folder, create=False) as store:
         claim = of_store(store, store.run(run))
     asked_model, asked_data = model or claim.run.request.get("model"), dataset if dataset is not None else claim.run.request.get("dataset")
+    if claim.run.submitted is not None and model is None:
+        fix = "Verify that file, or give --model and --dataset."
+        raise UsageError(f"run {claim.run.id} came by the bundle {claim.run.submitted.get('name')}, which brought its model", fix=fix)
     for value, name in ((asked_model, "model"), (asked_data, "dataset")):
         if value is None:
             fix = "Give them to rbench.verify, or --model FILE.py:FACTORY and --dataset NAME."
@@ -132,9 +136,9 @@ def verify_claim(
     """All checks of one claim; model None: those that need none."""
     began, started, passes, found = now(), time.perf_counter(), Passes(), Found()
     drawn_by = secrets.randbits(48) if seed is None else seed
-    check_seals(claim, found)
     spaces, plan = check_questions(claim, found)
-    images = load_slice(dataset, claim.run.first + claim.run.n, plan, data)
+    images = load_slice(dataset, claim.run.first + claim.run.n, plan, data)  # first: a slice that no data has would take for ever to walk
+    check_seals(claim, found)
     check_data(claim, images, found)
     drawn, open_, told = 0, 0, {"sample_seed": drawn_by}
     if found.problems or plan is None:  # what follows would compare with the wrong thing
@@ -142,7 +146,8 @@ def verify_claim(
     if model is None:
         check_witnesses(claim, spaces, images, None, 64, passes, found)
         return _verified(claim, found, passes, began, started, bundle, told, 0, 0)
-    rows = width or int(claim.run.environment.get("width", 64))
+    told_width = claim.run.environment.get("width")
+    rows = width or (told_width if type(told_width) is int and told_width in WIDTHS else WIDTHS[0])
     if rows not in WIDTHS:
         raise UsageError(f"width={rows}", expected=f"one of: {', '.join(map(str, WIDTHS))}")
     ready = attacked(model.module, name=model.name, dataset=images, device=device, source=model.source, title=model.title)
@@ -180,6 +185,7 @@ def _verified(
         ok=not found.problems,
         n=claim.run.n,
         confirmed=confirmed(claim, found),
+        answers=answers_digest((question.key, row) for question, row in claim.all_rows()),
         checks=found.checks,
         problems=found.problems,
         environment=told,

@@ -8,7 +8,16 @@ from functools import cached_property
 
 from rbench_results.board import joined
 from rbench_results.figures import Alarm, Figure
-from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
+from rbench_results.records import (
+    DatasetRecord,
+    ModelRecord,
+    QuestionRecord,
+    RunRecord,
+    StageRecord,
+    VerdictRecord,
+    VerificationRecord,
+)
+from rbench_results.seal import answers_digest
 from rbench_results.site.standing import Standing, newest, of_runs
 from rbench_results.site.words import set_label
 from rbench_results.store import Store
@@ -43,11 +52,19 @@ class Facts:
         self.models: dict[str, ModelRecord] = {model.digest: model for model in store.models()}
         self.datasets: dict[str, DatasetRecord] = {dataset.digest: dataset for dataset in store.datasets()}
         self.questions: dict[str, QuestionRecord] = {question.key: question for question in store.questions()}
-        self.verifications = newest(self.runs, store.verifications())
         self._by_id = {run.id: run for run in self.runs}
+        self.verifications = newest(self.runs, [found for found in store.verifications() if self._speaks_of_these(found)])
         self._joined: dict[str, dict[int, str]] = {}
         self.alarms: dict[str, str] = {}  # by question: a proof and a witness that contradict each other
         self._clean: dict[tuple[Group, int, int], Figure | None] = {}
+
+    def _speaks_of_these(self, found: VerificationRecord) -> bool:
+        """Whether the verdicts that stand here now are those that were verified: a bundle's may have given way to others."""
+        run = self._by_id.get(found.run)
+        if run is None:
+            return False
+        rows = ((key, row) for key, _ in run.questions for row in self.within(key, run.first, run.n))
+        return answers_digest(rows) == found.answers
 
     def verdicts(self, key: str) -> list[VerdictRecord]:
         """Every verdict of a question, in the order of the index."""

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from rbench_results.figures import FALLEN
 from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord, VerificationRecord
+from rbench_results.seal import answers_digest
 from rbench_results.store import Store
 from stored import dataset, digest, model, question, run, stage, verdict
 
@@ -117,6 +118,12 @@ class Maker:
             self.store.finish_run(id, state=record.state, warnings=record.warnings, seconds=12.5)
         return id
 
+    def answers(self, run: str) -> str:
+        """The digest of what a run's verdicts say now."""
+        record = self.store.run(run)
+        rows = [(key, row) for key, _ in record.questions for row in self.store.verdicts(key, record.first, record.n)]
+        return answers_digest(rows)
+
     def verified(self, run: str, *, ok: bool, confirmed: int, problems: Sequence[str] = ()) -> None:
         """A verification of a run, later than those before."""
         self.verifications += 1
@@ -129,6 +136,7 @@ class Maker:
                 ok=ok,
                 n=self.store.run(run).n,
                 confirmed=confirmed,
+                answers=self.answers(run),
                 checks=[check],
                 problems=list(problems),
                 seconds=1.5,

@@ -17,7 +17,7 @@ def upgrade() -> None:
     op.add_column("run", sa.Column("submitted", sa.JSON(), nullable=True))
     op.create_table(
         "verification",
-        *(sa.Column(name, sa.String(), nullable=False) for name in ("id", "run", "started")),
+        *(sa.Column(name, sa.String(), nullable=False) for name in ("id", "run", "started", "answers")),
         sa.Column("bundle", sa.String(), nullable=True),
         sa.Column("ok", sa.Boolean(), nullable=False),
         *(sa.Column(name, sa.Integer(), nullable=False) for name in ("n", "confirmed")),
