@@ -12,8 +12,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+import stored
 from rbench_results import database, records, schema
 from rbench_results.database import migrations, open_database
+from rbench_results.seal import is_intact
+from rbench_results.store import Store
 
 KINDS = {
     schema.Model: records.ModelRecord,
@@ -63,3 +66,32 @@ def test_an_installation_folder_with_a_percent_sign(tmp_path: Path, monkeypatch:
     shutil.copytree(str(files("rbench_results") / "migrations"), tmp_path / "50%(off)s" / "migrations")
     monkeypatch.setattr(database, "files", lambda package: tmp_path / "50%(off)s")
     database.open_database(tmp_path / "data", create=True).dispose()
+
+
+def test_a_database_of_the_first_schema_is_brought_up_to_date_with_all_that_it_holds(tmp_path: Path) -> None:
+    """Its verdicts get no seal: nobody can say what they said when they were stored."""
+    from alembic import command
+    from sqlalchemy import create_engine
+
+    with stored.filled(tmp_path / "new", stored.question()) as new:  # what the first schema could hold, to be copied
+        new.add_chunk(stored.question().key, [stored.verdict(0, "broken")], [stored.stage(stored.question())])
+    folder = tmp_path / "old"
+    folder.mkdir()
+    engine = create_engine(f"sqlite:///{folder / database.FILE}")
+    with engine.begin() as connection:
+        command.upgrade(migrations(connection), "0001")
+        connection.exec_driver_sql(f"ATTACH '{tmp_path / 'new' / database.FILE}' AS new")
+        names = "SELECT name FROM main.sqlite_master WHERE type = 'table' AND name != 'alembic_version'"
+        tables = connection.exec_driver_sql(names).scalars()
+        for table in tables.all():
+            columns = ", ".join(f'"{row[1]}"' for row in connection.exec_driver_sql(f"PRAGMA main.table_info('{table}')"))
+            connection.exec_driver_sql(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM new.{table}")
+    engine.dispose()
+    with Store.open(folder) as store:
+        (row,) = store.verdicts(stored.question().key)
+        assert (row.status, row.seal) == ("broken", "")
+        assert is_intact(stored.question().key, row)
+        assert (store.run("r1").request, store.run("r1").submitted) == ({}, None)
+        assert store.verifications() == []
+        store.add_chunk(stored.question().key, [stored.verdict(1)], [])
+        assert store.verdicts(stored.question().key)[1].seal
