@@ -48,7 +48,7 @@ def held(dataset: str, n: int | None = None) -> Dataset:
 @cache
 def table() -> dict[str, list[str]]:
     """The rows of docs/recipes.md's table of models, by name."""
-    rows = re.findall(r"^\| `((?:digits|mnist)-[\w-]+)` \|(.+)\|$", (ROOT / "docs" / "recipes.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `((?:digits|mnist)-[\w-]+)` \|( `.+)\|$", (ROOT / "docs" / "recipes.md").read_text(), re.MULTILINE)
     return {name: [cell.strip().strip("`") for cell in cells.split("|")] for name, cells in rows}
 
 

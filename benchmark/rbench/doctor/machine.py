@@ -17,7 +17,7 @@ from rbench.doctor import Finding, Place
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODULES = {"scikit-learn": "sklearn", "pillow": "PIL"}  # distributions whose module has another name
+MODULES = {"scikit-learn": "sklearn", "pillow": "PIL", "tomli-w": "tomli_w"}  # distributions whose module has another name
 SEALED = ("foolbox", "pyautoattack")  # imported as the attacks import them: without what they print
 LARGEST_SMALL = 1024  # values of an image that is attacked with one thread, unless OMP_NUM_THREADS says otherwise
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "firefox", "msedge", "safari")
