@@ -139,10 +139,10 @@ class Store:
 
     def _run_ids(self) -> list[str]:
         with reading(self.engine) as connection:
-            return list(connection.execute(select(schema.Run.id).order_by(schema.Run.started, schema.Run.id)).scalars())
+            return list(connection.execute(select(schema.Run.id).order_by(schema.Run.started, schema.Run.number)).scalars())
 
     def _runs(self, id: str | None = None) -> list[RunRecord]:
-        runs = select(schema.Run.__table__).order_by(schema.Run.started, schema.Run.id)
+        runs = select(schema.Run.__table__).order_by(schema.Run.started, schema.Run.number)
         link = schema.RunQuestion
         links = select(link.run, schema.Question.key, link.spec).join(schema.Question, schema.Question.id == link.question_id)
         if id is not None:
@@ -202,7 +202,7 @@ class Store:
         if question is not None:
             query = query.where(asked.key == question)
         with reading(self.engine) as connection:
-            rows = connection.execute(query.order_by(schema.Run.started, schema.Run.id, stage.question_id, stage.position)).mappings()
+            rows = connection.execute(query.order_by(schema.Run.started, schema.Run.number, stage.question_id, stage.position)).mappings()
             return [to_record(StageRecord, row) for row in rows]
 
     # what was confirmed
