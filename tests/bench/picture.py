@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 import rbench
 from rbench_zoo.catalogue import cards
 
-WIDTH, HEIGHT = 1180, 830  # the board to its last row
+WIDTH, HEIGHT = 1180, 1170  # the board to its last row
 
 
 def site(results: Path) -> Path:
