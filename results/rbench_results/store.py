@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from sqlalchemy import Connection, Engine, case, select, update
+from sqlalchemy import Connection, Engine, case, literal_column, select, update
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.sql import ColumnElement
 
@@ -213,8 +213,8 @@ class Store:
             connection.execute(insert(schema.Verification).values(to_row(schema.Verification, record)).on_conflict_do_nothing())
 
     def verifications(self, run: str | None = None) -> list[VerificationRecord]:
-        """All verifications, or those of one run; the oldest first."""
-        query = select(schema.Verification.__table__).order_by(schema.Verification.started, schema.Verification.id)
+        """All verifications, or those of one run; the oldest first, and of one second the one stored first."""
+        query = select(schema.Verification.__table__).order_by(schema.Verification.started, literal_column("rowid"))
         if run is not None:
             query = query.where(schema.Verification.run == run)
         with reading(self.engine) as connection:
