@@ -13,7 +13,6 @@ from rbench_core.errors import CardError, SpecError, UnknownName, UsageError
 from rbench_threats.spec import Call, Exact, parse
 
 if TYPE_CHECKING:
-    from rbench_threats.composite import Union
     from rbench_threats.protocol import PerturbationSet
 
 SETS = {  # the catalogue's one line per set; sets of installed packages join by entry points of the group `rbench.sets`
@@ -68,6 +67,7 @@ def resolve(text: str, dataset: str | None = None, eps: str | None = None) -> Th
 
     Names are read without regard to case (`Linf`). Raises SpecError, UnknownName, UsageError.
     """
+
     from rbench_threats.composite import Union
 
     call = parse(text.strip())
@@ -102,8 +102,9 @@ def _spec(preset: Entry, dataset: str | None) -> str:
 def _with_radius(call: Call, eps: str) -> Call:
     if call.named or call.args:
         raise UsageError(f"--eps {eps} beside a spec that has arguments", expected="a bare name such as linf, or the radius in the spec")
-    names = [field.name for field in fields(_class(call.name.lower()))] if call.name.lower() in _sets() else []
-    if len(names) != 1 or names == ["members"]:
+    kind = _class(call.name.lower()) if call.name.lower() in _sets() else None
+    names = [] if kind is None or hasattr(kind, "from_spec") else [field.name for field in fields(kind)]
+    if len(names) != 1:
         raise UsageError(
             f"--eps {eps} with threat {call.name}",
             expected="a single ball: linf, l2, l1 or l0",
@@ -112,12 +113,15 @@ def _with_radius(call: Call, eps: str) -> Call:
     return Call(call.name, (), ((names[0], Exact(eps)),))
 
 
-def build(call: Call) -> PerturbationSet | Union:
-    """The set of a parsed spec. Raises SpecError for unknown or missing arguments, UnknownName for an unknown set."""
+def build(call: Call) -> Any:
+    """The set (or union of sets) of a parsed spec. Raises SpecError for unknown or missing arguments, UnknownName for an unknown set.
+
+    A class that has `from_spec(args, named)` reads its own arguments; any other takes numbers by the names of its fields.
+    """
     kind = _class(call.name.lower())
+    if hasattr(kind, "from_spec"):
+        return kind.from_spec(call.args, dict(call.named))
     names = [field.name for field in fields(kind)]
-    if names == ["members"]:
-        return kind(tuple(_part(value, call.name) for value in call.args), **_no_names(call))  # type: ignore[no-any-return]
     given: dict[str, Any] = dict(zip(names, call.args, strict=False))
     if len(call.args) > len(names) or any(key in given or key not in names for key, _ in call.named):
         raise SpecError(f"{call.name}: arguments {_shown(call)}", expected=f"{', '.join(names)}, each once")
@@ -125,19 +129,7 @@ def build(call: Call) -> PerturbationSet | Union:
     missing = [name for name in names if name not in given]
     if missing:
         raise SpecError(f"{call.name}: no {missing[0]}", expected=f"{call.name}({', '.join(f'{name}=...' for name in names)})")
-    return kind(**{key: _number(value, call.name, key) for key, value in given.items()})  # type: ignore[no-any-return]
-
-
-def _part(value: Any, where: str) -> Any:
-    if isinstance(value, Call):
-        return build(value)
-    raise SpecError(f"{where}: {value}", expected="sets, such as linf(eps=0.3)")
-
-
-def _no_names(call: Call) -> dict[str, Any]:
-    if call.named:
-        raise SpecError(f"{call.name}: {call.named[0][0]}=...", expected="sets without names, such as union(linf(eps=0.3), l2(eps=2))")
-    return {}
+    return kind(**{key: _number(value, call.name, key) for key, value in given.items()})
 
 
 def _number(value: Any, where: str, key: str) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rbench_core.errors import SpecError
 from rbench_threats.protocol import PerturbationSet
-from rbench_threats.spec import written
+from rbench_threats.spec import Call, Value, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,18 @@ class Union:
         if not flat:
             raise SpecError("union()", expected="at least one set, such as union(linf(eps=0.3), l2(eps=2))")
         object.__setattr__(self, "members", tuple(flat.values()))
+
+    @classmethod
+    def from_spec(cls, args: tuple[Value, ...], named: dict[str, Value]) -> Union:
+        """Of sets without names. Raises SpecError."""
+        from rbench_threats.catalogue import build
+
+        example = "sets without names, such as union(linf(eps=0.3), l2(eps=2))"
+        if named:
+            raise SpecError(f"union: {next(iter(named))}=...", expected=example)
+        if wrong := [value for value in args if not isinstance(value, Call)]:
+            raise SpecError(f"union: {wrong[0]}", expected=example)
+        return cls(tuple(build(value) for value in args if isinstance(value, Call)))
 
     def __str__(self) -> str:
         return written("union", {"members": self.members})

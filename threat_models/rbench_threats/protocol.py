@@ -6,6 +6,7 @@ Public: a set of your own is a frozen dataclass with these members, named in a f
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -63,7 +64,10 @@ class PerturbationSet(Protocol):
         """What attacks may ask of it: "additive" (θ = x′ − x, from_images) · "norm" (norm, radius) · "convex" · "sparse"
         (steepest takes share; free) · "support" (bounds how many pixels move) · "points" (points(ctx), a finite stand-in) ·
         "squares", "swaps" (opening(ctx, row), a start for random search; move(ctx, theta, share, row), theta with a share of the image
-        or of the pixels drawn anew; both inside)."""
+        or of the pixels drawn anew; both inside) · "blocks" (blocks(ctx), the parts of an affine combination) · "box" (box(ctx), the images
+        lower and upper that hold every x′ of the widened set, rounded outward) · "portrait" (portrait(x), what a page shows of it) ·
+        "examples" (examples(), its own images and labels) · "labels" (labels(), what people called the candidate of each example: the
+        objective is then invariance) · "balls" (balls(), by name, in which its candidates lie)."""
         ...
 
     @property
@@ -109,3 +113,31 @@ class PerturbationSet(Protocol):
 def per_row(scale: Scale) -> float | Tensor:
     """A scale that multiplies (rows, P) tensors."""
     return scale[:, None] if isinstance(scale, torch.Tensor) else scale
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A table of images for a set's page: images in [0, 1], one caption per row and per column (or none)."""
+
+    title: str
+    caption: str
+    images: Float[Tensor, "rows cols c h w"]
+    rows: tuple[str, ...] = ()
+    cols: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line of a set's page: what was measured, its value with unit, and on what it rests (n, interval, command)."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """What a page shows of a set that has to be seen; rendered by a command that has the set, stored, drawn without it."""
+
+    panels: tuple[Panel, ...]
+    facts: tuple[Fact, ...] = ()

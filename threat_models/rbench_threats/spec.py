@@ -13,7 +13,8 @@ from rbench_core.errors import SpecError
 MAX_LENGTH = 4096
 MAX_DEPTH = 16
 _NUMBER = r"[+-]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][+-]?\d{1,2})?"
-_TOKEN = re.compile(rf"\s*(?:(?P<number>{_NUMBER})(?![\w.])|(?P<name>[A-Za-z_][\w.:-]*(?:/[\w.:-]+)*)|(?P<mark>[(),=/]))", re.ASCII)
+_NAME = r"[A-Za-z_][\w.:-]*(?:/[\w.:-]+)*"
+_TOKEN = re.compile(rf"\s*(?:(?P<number>{_NUMBER})(?![\w.])|(?P<name>{_NAME})|(?P<text>\"[^\"]{{1,1000}}\")|(?P<mark>[(),=/]))", re.ASCII)
 
 
 class Exact(Fraction):
@@ -54,7 +55,7 @@ def _written(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A parsed `name(positional, key=value)`; a bare name is a call without arguments."""
+    """A parsed `name(positional, key=value)`; a bare name, or a text in double quotes such as a path, is a call without arguments."""
 
     name: str
     args: tuple[Value, ...] = ()
@@ -84,7 +85,7 @@ def _tokens(text: str) -> list[Token]:
     while text[place:].strip():
         match = _TOKEN.match(text, place)
         if match is None or match.lastgroup is None:
-            raise _at(text, place + len(text[place:]) - len(text[place:].lstrip()), "a name, a number or one of ( ) , = /")
+            raise _at(text, place + len(text[place:]) - len(text[place:].lstrip()), 'a name, a number, a "text" or one of ( ) , = /')
         found.append((match.lastgroup, match[match.lastgroup], match.start(match.lastgroup)))
         place = match.end()
     return found
@@ -100,6 +101,8 @@ def _value(tokens: list[Token], text: str, depth: int) -> tuple[Value, list[Toke
         if len(rest) > 1 and rest[0][1] == "/" and rest[1][0] == "number":
             return Exact(f"{word}/{rest[1][1]}"), rest[2:]
         return Exact(word), rest
+    if kind == "text":
+        return Call(word[1:-1]), rest
     if kind == "mark":
         raise _at(text, place, "a name or a number")
     if rest and rest[0][1] == "(":
@@ -143,6 +146,15 @@ def written(name: str, arguments: dict[str, object]) -> str:
     for key, value in arguments.items():
         parts += [str(item) for item in value] if isinstance(value, tuple) else [f"{key}={value}"]
     return f"{name}({', '.join(parts)})" if parts else name
+
+
+def written_name(name: str) -> str:
+    """A name or path as a spec gives it: in double quotes where the language would not read it otherwise. Raises SpecError."""
+    if re.fullmatch(_NAME, name, re.ASCII):
+        return name
+    if '"' in name or not name.strip() or not name.isprintable():
+        raise SpecError(f"the name {name[:60]!r}", expected="printable letters without a double quote")
+    return f'"{name}"'
 
 
 def whole(value: object, where: str, *, low: int = 1) -> int:

@@ -22,7 +22,7 @@ DEFAULT_PLAN = "apgd"
 GRADIENT_FREE_PLAN = "queries"  # the default for a model whose card says that it has no gradient
 NO_GRADIENT = "needs a gradient, which the model's card says it has not"
 PLAN_KEYS = ("name", "title", "summary", "source", "attacks")
-STAGE_KEYS = ("spec", "unless", "start", "after")
+STAGE_KEYS = ("spec", "unless", "only", "start", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Stage:
     unless: str | None = None  # skipped for sets that have this capability
     start: str = "random"  # "best": from the smallest margin that earlier attacks of the plan saw
     after: str | None = None  # only if an attack of this name ran before
+    only: str | None = None  # for sets that have this capability alone
 
     @property
     def foreign(self) -> bool:
@@ -77,7 +78,8 @@ class Plan:
         rows = []
         for stage in self.stages:
             row = stage.attack.record() if stage.foreign else record(stage.attack)  # type: ignore[union-attr]
-            rows.append({**row, "unless": stage.unless, "start": stage.start, "after": stage.after})
+            only = {} if stage.only is None else {"only": stage.only}
+            rows.append({**row, "unless": stage.unless, "start": stage.start, "after": stage.after, **only})
         return rows
 
     def stages_for(self, space: PerturbationSet) -> tuple[Stage, ...]:
@@ -106,6 +108,8 @@ class Plan:
         lacking = stage.attack.needs - space.capabilities
         if lacking:
             return f"needs {', '.join(sorted(lacking))}"
+        if stage.only is not None and stage.only not in space.capabilities:
+            return f"is for {stage.only} sets"
         if stage.unless in space.capabilities:
             return f"stands back for {stage.unless} sets"
         return stage.attack.refuses(space) if stage.foreign else None  # type: ignore[union-attr]
@@ -180,9 +184,9 @@ def _is_foreign(call: Call) -> bool:
     return call.name.partition(":")[0] in ("autoattack", "foolbox")
 
 
-def _stage(spec: str, unless: str | None = None, start: str = "random", after: str | None = None) -> Stage:
+def _stage(spec: str, unless: str | None = None, start: str = "random", after: str | None = None, only: str | None = None) -> Stage:
     built = _built(parse(spec))
-    return Stage(built.attack, built.spec, built.label, unless, start, after)
+    return Stage(built.attack, built.spec, built.label, unless, start, after, only)
 
 
 def _built(call: Call) -> Stage:
