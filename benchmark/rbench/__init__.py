@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from rbench.bundle.door import merge_any as merge
     from rbench.bundle.door import verify_any as verify
     from rbench.bundle.submit import submit
+    from rbench.everything import evaluate_all
     from rbench.report import Report
 
     __version__: str
 
-__all__ = ["Report", "__version__", "evaluate", "load_model", "merge", "submit", "verify"]
+__all__ = ["Report", "__version__", "evaluate", "evaluate_all", "load_model", "merge", "submit", "verify"]
 
 _HOMES = {  # of the names that load on first use
     "Report": "rbench.report:Report",
     "evaluate": "rbench.api:evaluate",
+    "evaluate_all": "rbench.everything:evaluate_all",
     "load_model": "rbench.api:load_model",
     "merge": "rbench.bundle.door:merge_any",
     "submit": "rbench.bundle.submit:submit",

@@ -7,8 +7,9 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from rbench.attacks.catalogue import DEFAULT_PLAN, GRADIENT_FREE_PLAN, Plan, resolve_plan
 from rbench.attacks.search import WIDTHS
+from rbench.certificates.methods import METHODS
 from rbench.data import sources
 from rbench.data.dataset import Dataset
-from rbench.judging import Asked
+from rbench.judging import Asked, proved_sets
 from rbench.models import Wrapped, attacked, find
+from rbench.portraits import store_portraits
 from rbench.progress import Progress
 from rbench.report import Report
 from rbench.runner import Runner, now
@@ -31,6 +34,7 @@ from rbench_results.records import DatasetRecord, ModelRecord, RunRecord
 from rbench_results.report import run_report
 from rbench_results.store import Store
 from rbench_threats.catalogue import Threat, resolve
+from rbench_threats.protocol import PerturbationSet
 
 SMALL = 1024  # values of an image
 SEEDS = 2**63 - 1  # the largest, and the largest number that a database holds
@@ -64,31 +68,40 @@ def evaluate(
     """Attack a model under a threat, example by example; store the verdicts; draw the site.
 
     model: a zoo name, `FILE.py:FACTORY`, or a module on images in [0, 1]. dataset: a name, (x, y) or a DataLoader; default: the card's.
-    n: the first n examples, "all", or the data set's default. plan: `apgd`, or `queries` where the card says gradient = false. eps
+    n: the first n examples, "all", or the data set's default; not for a threat that brings its own examples. certify: "auto" (every
+    bound there is, where the set is a box), "none", or one method. plan: `apgd`, or `queries` where the card says gradient = false. eps
     replaces the radius of a single ball. The same question asked again is answered from the store under `results` (default:
     RBENCH_RESULTS or the user's data folder). Raises RbenchError.
     """
     started = time.perf_counter()
-    if certify not in ("auto", "none"):
-        raise UsageError(f"certify={certify!r}", expected="auto or none: no set has a certificate yet")
+    methods = _methods(certify)
     known_policy(witnesses)
     _check_seed(seed)
     found = find(model, name)
+    usual = DEFAULT_PLAN if found.gradient else GRADIENT_FREE_PLAN
+    chosen = resolve_plan(usual if plan is None else plan).for_model(found.gradient)
     named = dataset if isinstance(dataset, str) or dataset is not None else found.dataset
-    if named is None:
+    label = named if isinstance(named, str) or named is None else "custom"
+    asked_threat = resolve(threat, label, None if eps is None else str(eps))
+    own = own_examples(asked_threat.members, asked_threat.name, label)
+    if own is not None and n not in (None, "all"):
+        raise UsageError(f"n={n} with threat {asked_threat.name}", expected=f"no n: it brings its own {own.size} examples")
+    if own is None and named is None:
         raise UsageError(
             f"model {found.name} does not say which data it is for",
             expected="a data set",
             fix="Add --dataset NAME (`rbench datasets`) or dataset=(x, y).",
         )
-    usual = DEFAULT_PLAN if found.gradient else GRADIENT_FREE_PLAN
-    chosen = resolve_plan(usual if plan is None else plan).for_model(found.gradient)
-    label = named if isinstance(named, str) else "custom"
-    asked_threat = resolve(threat, label, None if eps is None else str(eps))
-    images, count = _data(named, n, chosen, data)
+    images, count = (own, own.size) if own is not None else _data(named, n, chosen, data)
     for member in asked_threat.members:
         member.check(images.shape)
         chosen.stages_for(member)
+    if certify in METHODS and not any(proved_sets(member) for member in asked_threat.members):
+        raise UsageError(
+            f"--certify {certify} with threat {asked_threat.name}",
+            expected="a set whose limits are given value by value, such as linf or contextual",
+            fix="--certify auto proves what can be proved.",
+        )
     rows = _width(width, images, device)
     folder = Path(results).expanduser() if results is not None else results_folder()
     ready = attacked(found.module, name=found.name, dataset=images, device=device, source=found.source, title=found.title)
@@ -106,16 +119,42 @@ def evaluate(
             witnesses,
             run,
             progress.update if progress is not None else _silent,
+            methods,
         )
         runner = Runner(asked, store)
         request = {key: value for key, value in (("model", model), ("dataset", named)) if isinstance(value, str)}
-        with _recorded(runner, asked_threat, started, _command(asked, model, named, threat, eps), request):
+        shown = label if own is not None and label is not None else images.name
+        with _recorded(runner, asked_threat, started, _command(asked, model, named, threat, eps, own is None, certify), request, shown):
             runner.run()
+            store_portraits(store.folder, asked_threat.members, images)
         if site:
             from rbench_results.site.build import build_site
 
             build_site(store)
         return Report(run_report(store, run), store.folder)
+
+
+def own_examples(members: Sequence[PerturbationSet], name: str, home: str | None) -> Dataset | None:
+    """The images and labels that a threat brings (capability "examples"), as a data set of its own; None for a threat that has none.
+
+    home: the data set beside which it stands, whose class names it shares.
+    """
+    bring = [member for member in members if "examples" in member.capabilities]
+    if not bring:
+        return None
+    if len(members) > 1:
+        raise UsageError(f"threat {name}: {bring[0]} brings its own examples", expected="such a set alone, not in a union")
+    x, y = bring[0].examples()  # type: ignore[attr-defined]  # the capability
+    found = sources.from_tensors(x, y, name=name)
+    classes = sources.find(home).classes if home in sources.names() else found.classes
+    return replace(found, classes=classes, split="candidates", of=home, open_classes=home not in sources.names())
+
+
+def _methods(certify: str) -> tuple[str, ...]:
+    """The certificates of a word on the command line, the cheapest first."""
+    if certify not in ("auto", "none", *METHODS):
+        raise UsageError(f"certify={certify!r}", expected=f"one of: auto, none, {', '.join(METHODS)}")
+    return {"auto": METHODS, "none": ()}.get(certify, (certify,))
 
 
 @contextmanager
@@ -219,7 +258,7 @@ def _run_id(wrapped: Wrapped, threat: Threat) -> str:
 
 
 @contextmanager
-def _recorded(runner: Runner, threat: Threat, started: float, command: str, request: dict[str, str]) -> Iterator[None]:
+def _recorded(runner: Runner, threat: Threat, started: float, command: str, request: dict[str, str], shown: str) -> Iterator[None]:
     """The run's own row: begun before the first verdict, ended as done or failed."""
     asked, store = runner.asked, runner.store
     model, data = asked.model, asked.data
@@ -237,7 +276,14 @@ def _recorded(runner: Runner, threat: Threat, started: float, command: str, requ
     )
     store.put_dataset(
         DatasetRecord(
-            digest=data.digest, name=data.name, split=data.split, size=data.size, shape=data.shape, classes=data.classes, note=data.note
+            digest=data.digest,
+            name=data.name,
+            split=data.split,
+            size=data.size,
+            shape=data.shape,
+            classes=data.classes,
+            note=data.note,
+            of=data.of,
         )
     )
     for record in runner.questions:
@@ -249,7 +295,7 @@ def _recorded(runner: Runner, threat: Threat, started: float, command: str, requ
             model=model.digest,
             model_name=model.name,
             dataset=data.digest,
-            dataset_name=data.name,
+            dataset_name=shown,
             threat=threat.name,
             spec=str(threat),
             title=threat.title,
@@ -260,7 +306,7 @@ def _recorded(runner: Runner, threat: Threat, started: float, command: str, requ
             seed=asked.seed,
             full=asked.full,
             command=command,
-            questions=[(record.key, record.spec) for record in runner.questions],
+            questions=[(entry.record.key, entry.spec) for entry in runner.judge.entries],
             card=model.card,
             environment=environment(asked),
             request=request,
@@ -274,25 +320,17 @@ def _recorded(runner: Runner, threat: Threat, started: float, command: str, requ
     store.finish_run(asked.run, state="done", warnings=runner.warnings, seconds=time.perf_counter() - started)
 
 
-def _command(asked: Asked, model: str | nn.Module, dataset: Any, threat: str, eps: str | float | None) -> str:
-    """What makes the run again: a command line, or a call where model or data are objects that no command line can name."""
+def _command(asked: Asked, model: str | nn.Module, dataset: Any, threat: str, eps: str | float | None, sliced: bool, certify: str) -> str:
+    """What makes the run again: a command line, or a call where model or data are objects that no command line can name.
+
+    sliced: False where the threat brings its own examples, all of which are asked.
+    """
     radius = [] if eps is None else ["--eps", str(eps)]
-    if isinstance(model, str) and isinstance(dataset, str):
-        words = [
-            "rbench",
-            "run",
-            "--model",
-            model,
-            "--threat",
-            threat,
-            *radius,
-            "--dataset",
-            dataset,
-            "--n",
-            str(asked.n),
-            "--plan",
-            asked.plan.name,
-        ]
+    if isinstance(model, str) and (isinstance(dataset, str) or not sliced):
+        words = ["rbench", "run", "--model", model, "--threat", threat, *radius]
+        words += ["--dataset", dataset] if isinstance(dataset, str) else []
+        words += ["--n", str(asked.n)] if sliced else []
+        words += ["--plan", asked.plan.name] + (["--certify", certify] if certify != "auto" else [])
         words += ["--seed", str(asked.seed), "--device", str(asked.model.device), "--width", str(asked.width)]
         return shlex.join([*words, *(["--full"] if asked.full else [])])
     given = repr(model) if isinstance(model, str) else asked.model.name
@@ -300,7 +338,8 @@ def _command(asked: Asked, model: str | nn.Module, dataset: Any, threat: str, ep
     values = {
         "threat": threat,
         **({} if eps is None else {"eps": str(eps)}),
-        "n": asked.n,
+        **({"n": asked.n} if sliced else {}),
+        **({} if certify == "auto" else {"certify": certify}),
         "plan": asked.plan.name,
         "seed": asked.seed,
         "full": asked.full,

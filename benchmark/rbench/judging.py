@@ -1,11 +1,11 @@
-"""From questions to answers, without a store: the clean pass, then the attacks of the plan, then the verdicts of one chunk."""
+"""From questions to answers, without a store: the clean pass, then the attacks of a plan or the bounds of a certificate, chunk by chunk."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from rbench.attacks.catalogue import Plan, Stage
 from rbench.attacks.evaluate import Passes, clean_logits
 from rbench.attacks.search import Examples
-from rbench.attacks.stage import Outcome, Witness, run_stage
+from rbench.attacks.stage import Outcome, Witness, plain_context, run_stage
 from rbench.data.dataset import Dataset
 from rbench.models import Wrapped
-from rbench.questions import question
+from rbench.objectives import Objective, objective_of
+from rbench.questions import certificate_question, question
 from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord
 from rbench_threats.protocol import PerturbationSet
+
+if TYPE_CHECKING:
+    from rbench.certificates import Proof
+
+CERTIFICATE = -1  # the position of a certificate among the stages; 0 is the clean pass, attacks count from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,19 @@ class Asked:
     witnesses: str
     run: str
     report: Callable[[str, int, int], None]
+    certify: tuple[str, ...] = ()  # methods, the cheapest first; none: no certificates
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One question of a run and what answers it. spec: the member that it belongs to; a certificate may be about a ball around one."""
+
+    record: QuestionRecord
+    spec: str
+    space: PerturbationSet
+    objective: Objective
+    stages: tuple[Stage, ...] = ()  # of an attack
+    methods: tuple[str, ...] = ()  # of a certificate
 
 
 @dataclass(slots=True)
@@ -70,37 +89,96 @@ class Strict(nn.Module):
         return logits
 
 
+def entries_of(asked: Asked, space: PerturbationSet, methods: tuple[str, ...]) -> list[Entry]:
+    """The questions about one member: its certificate, or those about the balls around its candidates, and after them its attacks."""
+    plain, model, data = Objective("sensitivity"), asked.model.digest, asked.data.digest
+    boxes = proved_sets(space) if methods else []
+    found = [Entry(certificate_question(model, data, box, methods), str(space), box, plain, methods=methods) for box in boxes]
+    attack = question(model, data, space, asked.plan, asked.seed)
+    return [*found, Entry(attack, str(space), space, objective_of(space), stages=asked.plan.stages_for(space))]
+
+
+def proved_sets(space: PerturbationSet) -> list[PerturbationSet]:
+    """The sets with element-wise boxes whose certificates a run asks for: the set itself, or the balls around its candidates."""
+    if "box" in space.capabilities:
+        return [space]
+    if "balls" not in space.capabilities:
+        return []
+    balls = space.balls()  # type: ignore[attr-defined]  # the capability
+    return list({str(ball): ball for ball in balls.values() if "box" in ball.capabilities}.values())
+
+
+class Prover:
+    """The certificates of one model. `why_not`: what its net has that no bound is known for; then no certificate is asked."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.why_not: str | None = None
+        self.methods: tuple[str, ...] = ()
+        if asked.certify and any(proved_sets(space) for space in asked.members):
+            self._open(asked)
+
+    def _open(self, asked: Asked) -> None:
+        try:  # TEMPORARY until the package stands
+            from rbench.certificates import Certifier, Unsupported  # its imports take a second
+        except ImportError:
+            return
+
+        try:
+            self.certifier = Certifier(asked.model.module, asked.data.shape, asked.model.classes)
+            self.methods = asked.certify
+        except Unsupported as reason:
+            self.why_not = str(reason)
+
+    def prove(self, space: PerturbationSet, examples: Examples, methods: tuple[str, ...]) -> list[Proof]:
+        """One proof, or what came nearest to one, per example."""
+        lower, upper = space.box(plain_context(space, examples, seed=0))  # type: ignore[attr-defined]  # the capability
+        proofs: list[Proof] = self.certifier.certify(lower, upper, examples.label, methods)
+        return proofs
+
+
 class Judge:
     """Answers questions about examples, for whoever stores the answers or compares them with stored ones."""
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
-        self.questions = [question(asked.model.digest, asked.data.digest, space, asked.plan, asked.seed) for space in asked.members]
-        self.stages = [asked.plan.stages_for(space) for space in asked.members]
         self.model = Strict(asked.model.module, asked.model.classes)
+        self.prover = Prover(asked)
+        self.entries = [entry for space in asked.members for entry in entries_of(asked, space, self.prover.methods)]
         self.clean: dict[int, Tensor | None] = {}
         self.clean_errors: dict[int, str] = {}
         self.width = self.least = asked.width  # of the stage that runs, and of all of them
         self.refusals = 0
         self.passes = Passes()  # of all that was asked
 
-    def answer(self, member: int, need: list[int]) -> Standing:
-        """Clean pass and plan over the indices (those of a whole block where the plan runs in blocks): verdicts, witnesses, costs."""
-        record, standing, space = self.questions[member], Standing(), self.asked.members[member]
-        still = self.clean_pass(record, need, standing)
-        for position, stage in enumerate(self.stages[member], start=1):
+    @property
+    def questions(self) -> list[QuestionRecord]:
+        """All that is asked, certificates before the attacks on the same set."""
+        return [entry.record for entry in self.entries]
+
+    def answer(self, place: int, need: list[int]) -> Standing:
+        """Answer one question about the indices (those of a whole block where the plan runs in blocks): verdicts, witnesses, costs."""
+        entry, standing = self.entries[place], Standing()
+        still = self.clean_pass(entry, need, standing)
+        if entry.methods:
+            self._prove(entry, still, standing)
+            return standing
+        for position, stage in enumerate(entry.stages, start=1):
             if still:
-                still = self._stage(space, stage, position, record, still, standing)
+                still = self._stage(entry, stage, position, still, standing)
         for index in still:
             error = standing.errors.get(index)
             status, reason = ("survived", standing.refused.get(index)) if error is None else ("error", error)
             margin = standing.closest[index][0] if index in standing.closest else None
-            self._judge(standing, index, status, margin=margin, reason=reason)
+            predicted = entry.objective.oracle(index) if error is None else None  # who survives among candidates follows people
+            self._judge(standing, entry, index, status, margin=margin, reason=reason, predicted=predicted)
         self.refusals += len(standing.refused)
         return standing
 
-    def clean_pass(self, record: QuestionRecord, need: list[int], standing: Standing) -> list[int]:
-        """Logits of the clean images, once for all members; the indices that were classified right."""
+    def clean_pass(self, entry: Entry, need: list[int], standing: Standing) -> list[int]:
+        """Logits of the clean images, once for all members; the indices of those that are still to be answered.
+
+        A mistake answers an attack's question where the objective says so, and leaves a certificate open: it proves that a label stays.
+        """
         fresh = [index for index in need if index not in self.clean]
         if fresh:
             started, passes = time.perf_counter(), Passes()
@@ -108,28 +186,39 @@ class Judge:
             logits, reasons = clean_logits(self.model, images, self.asked.width, passes)
             self.clean.update(zip(fresh, logits, strict=True))
             self.clean_errors.update({fresh[place]: reason for place, reason in reasons.items()})
-            self._cost(record, standing, 0, "clean pass", len(fresh), Outcome(passes=passes), time.perf_counter() - started)
+            self._cost(entry.record, standing, 0, "clean pass", len(fresh), Outcome(passes=passes), time.perf_counter() - started)
         for index in need:
             row = self.clean[index]
             if row is None:
-                self._judge(standing, index, "error", reason=self.clean_errors[index])
+                self._judge(standing, entry, index, "error", reason=self.clean_errors[index])
             elif not bool(row.isfinite().all()):
-                self._judge(standing, index, "error", reason="the model returned NaN or infinity for the clean image")
-            elif int(row.argmax()) != int(self.asked.data.y[index]):
-                self._judge(standing, index, "misclassified", predicted=int(row.argmax()))
+                self._judge(standing, entry, index, "error", reason="the model returned NaN or infinity for the clean image")
+            elif entry.objective.clean_decides and int(row.argmax()) != int(self.asked.data.y[index]):
+                status = "open" if entry.methods else "misclassified"
+                self._judge(standing, entry, index, status, predicted=None if entry.methods else int(row.argmax()))
         return [index for index in need if index not in standing.verdicts]
 
-    def _stage(
-        self, space: PerturbationSet, stage: Stage, position: int, record: QuestionRecord, still: list[int], standing: Standing
-    ) -> list[int]:
+    def _prove(self, entry: Entry, still: list[int], standing: Standing) -> None:
+        """Bounds over the box of every example; what they do not prove stays open."""
+        if not still:
+            return
+        started = time.perf_counter()
+        proofs = self.prover.prove(entry.space, self._examples(entry, still), entry.methods)
+        for index, proof in zip(still, proofs, strict=True):
+            status, by = ("certified", proof.method) if proof.certified else ("open", None)
+            self._judge(standing, entry, index, status, attack=by, margin=proof.margin)
+        label = f"bounds {entry.record.plan}"
+        self._cost(entry.record, standing, CERTIFICATE, label, len(still), Outcome(), time.perf_counter() - started)
+
+    def _stage(self, entry: Entry, stage: Stage, position: int, still: list[int], standing: Standing) -> list[int]:
         """One attack over what still stands; the indices that stand after it."""
-        started, said = time.perf_counter(), f"{record.spec} · {stage.label}"
+        started, said = time.perf_counter(), f"{entry.record.spec} · {stage.label}"
         closest = {place: standing.closest[index] for place, index in enumerate(still) if index in standing.closest}
         outcome = run_stage(
             self.model,
-            space,
+            entry.space,
             stage,
-            self._examples(still),
+            self._examples(entry, still),
             seed=self.asked.seed,
             width=self.asked.width,
             closest=closest,
@@ -138,7 +227,7 @@ class Judge:
         self.width, self.least = outcome.width or self.width, min(self.least, outcome.width or self.least)
         for place, witness in outcome.witnesses.items():
             standing.witnesses[still[place]] = witness
-            self._broke(standing, still[place], stage, witness)
+            self._broke(standing, entry, still[place], stage, witness)
         for place, (margin, theta) in outcome.closest.items():
             if margin < standing.closest.get(still[place], (float("inf"),))[0]:
                 standing.closest[still[place]] = (margin, theta)
@@ -146,17 +235,19 @@ class Judge:
         standing.refused.update(
             {still[place]: f"the referee refused a claim of {stage.label}: {reason}" for place, reason in outcome.refused.items()}
         )
-        self._cost(record, standing, position, stage.label, len(still), outcome, time.perf_counter() - started)
+        self._cost(entry.record, standing, position, stage.label, len(still), outcome, time.perf_counter() - started)
         return [index for index in still if index not in standing.witnesses]
 
-    def _examples(self, indices: list[int]) -> Examples:
+    def _examples(self, entry: Entry, indices: list[int]) -> Examples:
         rows, device = torch.tensor(indices), self.asked.model.device
         logits = torch.stack([row for index in indices if (row := self.clean[index]) is not None])
-        return Examples(self.asked.data.x[rows].to(device), self.asked.data.y[rows].to(device), rows.to(device), logits.to(device))
+        labels = entry.objective.labels(self.asked.data, indices)
+        return Examples(self.asked.data.x[rows].to(device), labels.to(device), rows.to(device), logits.to(device))
 
-    def _broke(self, standing: Standing, index: int, stage: Stage, witness: Witness) -> None:
+    def _broke(self, standing: Standing, entry: Entry, index: int, stage: Stage, witness: Witness) -> None:
         self._judge(
             standing,
+            entry,
             index,
             "broken",
             predicted=witness.predicted,
@@ -167,7 +258,7 @@ class Judge:
             restart=witness.restart,
         )
 
-    def _judge(self, standing: Standing, index: int, status: str, **evidence: Any) -> None:
+    def _judge(self, standing: Standing, entry: Entry, index: int, status: str, **evidence: Any) -> None:
         row = self.clean[index]
         clean = int(row.argmax()) if row is not None and bool(row.isfinite().all()) else None
         standing.verdicts[index] = VerdictRecord(
@@ -175,6 +266,7 @@ class Judge:
             label=int(self.asked.data.y[index]),
             status=status,
             clean=clean,
+            oracle=entry.objective.oracle(index),
             width=self.width,
             device=str(self.asked.model.device),
             threads=torch.get_num_threads(),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from rbench.judging import Asked, Judge
+from rbench.judging import Asked, Entry, Judge
 from rbench.probe import input_warning, warning
 from rbench.witnesses import store_witnesses
 from rbench_results.figures import FALLEN
@@ -23,6 +23,10 @@ class Runner:
         self.asked, self.store, self.judge = asked, store, Judge(asked)
         self.questions = self.judge.questions
         self.warnings: list[dict[str, str]] = list(asked.model.warnings)
+        if self.judge.prover.why_not:
+            self.warnings.append(warning("not-certified", f"no certificate: {self.judge.prover.why_not}"))
+        for space in asked.members:
+            self.warnings += [warning("set", note) for note in getattr(space, "notes", ())]
         if without := asked.plan.left_out(asked.members):
             text = f"the card says that the model has no gradient: plan {asked.plan.name} went without {', '.join(without)}"
             self.warnings.append(warning("no-gradient-attacks", text))
@@ -32,10 +36,10 @@ class Runner:
         known = [self.store.answered(record.key, 0, self.asked.n) for record in self.questions]
         done = 0
         for indices in self._chunks():
-            for member in range(len(self.questions)):
-                need = self._open(indices, member, known)
+            for place in range(len(self.questions)):
+                need = self._open(indices, place, known)
                 if need:
-                    known[member].update(self._answer(member, need))
+                    known[place].update(self._answer(place, need))
                 done += sum(index < self.asked.n for index in indices)
                 self.asked.report("verdicts", min(done, self.asked.n * len(self.questions)), self.asked.n * len(self.questions))
             self.judge.clean.clear()
@@ -48,15 +52,19 @@ class Runner:
         step = block or CHUNK
         return [list(range(first, min(first + step, end))) for first in range(0, end, step)]
 
-    def _open(self, indices: list[int], member: int, known: list[dict[int, str]]) -> list[int]:
-        """The indices to ask: no verdict yet (or only an error), and not fallen to another member unless every member is wanted."""
-        fallen = set() if self.asked.full else {i for i in indices if any(other.get(i) == "broken" for other in known)}
-        missing = [i for i in indices if i < self.asked.n and i not in fallen and known[member].get(i, "error") == "error"]
-        return indices if missing and self.asked.plan.block is not None else missing
+    def _open(self, indices: list[int], place: int, known: list[dict[int, str]]) -> list[int]:
+        """The indices to ask: no verdict yet (or only an error); unless everything is wanted, neither fallen to a member nor proved."""
+        entry = self.judge.entries[place]
+        settled = set() if self.asked.full else {i for i in indices if any(other.get(i) == "broken" for other in known)}
+        if not (self.asked.full or entry.methods):
+            proofs = [rows for other, rows in zip(self.judge.entries, known, strict=True) if other.methods and _about(other, entry)]
+            settled |= {i for i in indices if any(rows.get(i) == "certified" for rows in proofs)}
+        missing = [i for i in indices if i < self.asked.n and i not in settled and known[place].get(i, "error") == "error"]
+        return indices if missing and self.asked.plan.block is not None and not entry.methods else missing
 
-    def _answer(self, member: int, need: list[int]) -> dict[int, str]:
+    def _answer(self, place: int, need: list[int]) -> dict[int, str]:
         """Judge the indices, write witnesses, then verdicts and costs in one transaction."""
-        record, standing = self.questions[member], self.judge.answer(member, need)
+        record, standing = self.questions[place], self.judge.answer(place, need)
         clean = {index: self.asked.data.x[index] for index in standing.witnesses}
         places = store_witnesses(self.store.folder, record.key, need[0], standing.witnesses, clean, self.asked.witnesses)
         rows = [
@@ -69,7 +77,7 @@ class Runner:
     def _late_warnings(self) -> None:
         """What only the verdicts could tell."""
         rows = [row for record in self.questions for row in self.store.verdicts(record.key, 0, self.asked.n)]
-        right = {row.index for row in rows if row.clean == row.label}
+        right = {row.index for row in rows if row.clean == row.label}  # of certificates too: they see the same clean pass
         accuracy, first = len(right) / max(len({row.index for row in rows}), 1), slice(0, min(self.asked.n, LOOKED_AT))
         x, y = (part[first].to(self.asked.model.device) for part in (self.asked.data.x, self.asked.data.y))
         scaled = input_warning(self.judge.model, x, y, accuracy, self.asked.model.classes)
@@ -91,6 +99,11 @@ class Runner:
             )
         if self.judge.least < self.asked.width:
             self.warnings.append(warning("memory", f"memory was short: the width fell from {self.asked.width} to {self.judge.least} rows"))
+
+
+def _about(proof: Entry, attack: Entry) -> bool:
+    """Whether the certificate speaks of the very set that is attacked, and not of a ball around its candidates."""
+    return proof.record.spec == attack.record.spec
 
 
 def now() -> str:

@@ -3,6 +3,7 @@
 RbenchError                 one line: what was wrong, what was expected, what to do
 ├── UsageError              the request is wrong: exit code 2
 │   ├── SpecError           a threat, plan or attack spec that does not parse or has a bad value
+│   ├── NoAttack            a plan without an attack for the set
 │   ├── UnknownName         no such model, threat, data set, plan, recipe or run
 │   └── CardError           a card, preset, plan or recipe file that is broken
 └── Failure                 the request is fine, the world is not: exit code 1
@@ -43,6 +44,10 @@ class UsageError(RbenchError):
 
 class SpecError(UsageError):
     """A spec string or one of its values is not accepted."""
+
+
+class NoAttack(UsageError):
+    """No attack of the plan can try the set."""
 
 
 class CardError(UsageError):

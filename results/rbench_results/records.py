@@ -39,6 +39,7 @@ class DatasetRecord:
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
     note: str | None = None
+    of: str | None = None  # the data set beside which pages show it: candidates made from MNIST stand with MNIST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,7 @@ class VerdictRecord:
     threads: int
     torch: str
     run: str
+    oracle: int | None = None  # the label that people gave to the candidate; None: the data's label counts
     seal: str = ""  # SHA-256 of all the above and the question's key; "" before it is stored, or stored before there were seals
 
 

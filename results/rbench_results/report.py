@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from rbench_results.figures import FALLEN, Alarm, Figure, certified, join, robust, settle, tally
+from rbench_results.invariance import figures
 from rbench_results.records import RunRecord, StageRecord, VerdictRecord
 from rbench_results.store import ADDED_UP, Store
 
@@ -29,8 +31,21 @@ class Member:
     statuses: dict[int, str | None] = field(default_factory=dict)
     alarms: list[int] = field(default_factory=list)
     has_certificate: bool = False
+    objective: str = "sensitivity"
+    balls: list[tuple[Fraction, set[int]]] = field(default_factory=list)  # radius of a ball around candidates, examples certified in it
+
+    def counts(self, index: int) -> bool:
+        """Whether an example enters the figure: all do, but for candidates that people still call what they were."""
+        row = self.rows.get(index)
+        return row is None or row.oracle is None or row.oracle != row.label
+
+    def invariance(self) -> dict[str, Any]:
+        """The figures of a set of candidates with people's labels; `nominal` is the smallest ball around them, `strict` the largest."""
+        balls = [proved for _, proved in sorted(self.balls, key=lambda ball: ball[0])]
+        return figures(self.rows.values(), {"nominal": balls[0], "strict": balls[-1]} if balls else {})
 
     def settle(self) -> None:
+        """Join what the attack and the certificate say of each example."""
         for index, found in self.found.items():
             try:
                 self.statuses[index] = settle(found)
@@ -42,20 +57,24 @@ class Member:
 def run_report(store: Store, run_id: str) -> dict[str, Any]:
     """The report of a run, named by its id, a beginning of it or "latest". Raises UnknownName.
 
-    A figure is null while one of its examples is unanswered, `certified` also where no certificate was asked for.
+    A figure is null while one of its examples is unanswered, `certified` also where no certificate was asked for. Under the objective
+    invariance `robust` is over the candidates whose label people changed: how often the model follows; `invariance` has the rest.
     """
     run = store.run(run_id)
     members = _members(store, run)
     indices = range(run.first, run.first + run.n)
     statuses = {index: join(member.statuses.get(index) for member in members) for index in indices}
+    counted = {index: status for index, status in statuses.items() if all(member.counts(index) for member in members)}
     clean = _clean(members, indices)
     return {
         **_head(run),
+        "objective": members[0].objective if members else "sensitivity",
         "clean": _dict(clean),
-        "robust": _dict(robust(statuses.values())),
-        "certified": _dict(certified(statuses.values()) if any(member.has_certificate for member in members) else None),
-        "members": {member.spec: _member(member, members, statuses, clean) for member in members},
-        "counts": tally(statuses.values()),
+        "robust": _dict(robust(counted.values())),
+        "certified": _dict(certified(counted.values()) if any(member.has_certificate for member in members) else None),
+        "invariance": next((member.invariance() for member in members if member.objective == "invariance"), None),
+        "members": {member.spec: _member(member, members, counted, clean) for member in members},
+        "counts": tally(counted.values()),
         "verdicts": [_verdict(index, status, members) for index, status in statuses.items()],
         **_costs(store, run),
         "warnings": run.warnings + [_alarm(index, member) for member in members for index in member.alarms],
@@ -93,10 +112,16 @@ def _members(store: Store, run: RunRecord) -> list[Member]:
     """The run's questions, those about one set together, in the order of the threat."""
     members: dict[str, Member] = {}
     for key, spec in run.questions:
-        member = members.setdefault(spec, Member(spec))
-        is_certificate = store.question(key).kind == "certificate"
+        member, question = members.setdefault(spec, Member(spec)), store.question(key)
+        is_certificate = question.kind == "certificate"
+        rows = store.verdicts(key, run.first, run.n)
+        if is_certificate and question.spec != spec:  # about a ball around the candidates, not about them
+            radius = max(map(Fraction, question.extent.values()), default=Fraction(0))
+            member.balls.append((radius, {row.index for row in rows if row.status == "certified"}))
+            continue
         member.has_certificate |= is_certificate
-        for row in store.verdicts(key, run.first, run.n):
+        member.objective = question.objective
+        for row in rows:
             member.found.setdefault(row.index, []).append(row.status)
             if not is_certificate or row.index not in member.rows:
                 member.rows[row.index] = row
@@ -157,6 +182,7 @@ def _verdict(index: int, status: str | None, members: list[Member]) -> dict[str,
         "fell_to": decisive.spec if decisive is not None and status == "broken" else None,
         "clean": row.clean if row else None,
         "predicted": row.predicted if row else None,
+        **({"oracle": row.oracle} if row and row.oracle is not None else {}),
         "reason": row.reason if row else None,
         "members": {member.spec: member.statuses.get(index) or unasked for member in members},
     }

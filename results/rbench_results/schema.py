@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import JSON, Double, ForeignKey, Index, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0002"  # the newest revision in migrations/versions: lets an up-to-date database open without importing Alembic
+HEAD = "0003"  # the newest revision in migrations/versions: lets an up-to-date database open without importing Alembic
 
 # Constraints need fixed names: SQLite's ALTER rebuilds a table and finds them by name.
 NAMES = {
@@ -53,6 +53,7 @@ class Dataset(Base):
     shape: Mapped[list[Any]]
     classes: Mapped[list[Any]]
     note: Mapped[str | None]
+    of: Mapped[str | None]
 
 
 class Question(Base):
@@ -162,6 +163,7 @@ class Verdict(Base):
     threads: Mapped[int]
     torch: Mapped[str]
     run: Mapped[str] = mapped_column(ForeignKey("run.id"))
+    oracle: Mapped[int | None]
     seal: Mapped[str] = mapped_column(server_default="")
 
 

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from rbench_core.files import canonical_json, sha256_bytes
 from rbench_results.records import QuestionRecord, VerdictRecord
 
-_SEALED = tuple(field.name for field in fields(VerdictRecord) if field.name != "seal")
+_SEALED = tuple(field.name for field in fields(VerdictRecord) if field.name not in ("seal", "oracle"))
 
 
 def question_key(record: QuestionRecord) -> str:
@@ -26,7 +26,8 @@ def seal_of(question: str, verdict: VerdictRecord) -> str:
 
     A witness file is named by its content, so the seal covers the evidence too. Numbers must be what the store gives back.
     """
-    content = [question, *(getattr(verdict, name) for name in _SEALED)]
+    people = [] if verdict.oracle is None else [{"oracle": verdict.oracle}]  # rows from before there were oracles keep their seals
+    content = [question, *(getattr(verdict, name) for name in _SEALED), *people]
     return sha256_bytes(canonical_json(content).encode())
 
 

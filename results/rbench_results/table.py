@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 WIDTH = 100
@@ -12,6 +12,34 @@ WIDTH = 100
 def report_table(report: Mapping[str, Any]) -> str:
     """The object of DESIGN section 6 in at most 100 columns."""
     return "\n".join([*_head(report), "", *_figures(report), "", *_counts(report), *_foot(report)])
+
+
+def overview_table(reports: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> str:
+    """One line per threat of one model, then the threats that do not apply, with the reason; n and interval in every line."""
+    first = reports[0]
+    width = max(len(name) for name in [*(report["threat"] for report in reports), *skipped, "threat"]) + 2
+    lines = [f"{first['model']} under every threat; {first['dataset']}, plan {first['plan']}, seed {first['seed']}", ""]
+    lines.append(f"{'threat':<{width}}{'n':>5}  {'clean %':>7}  {'certified %':>11}  {'robust %':>8}  95 % interval   seconds")
+    lines += [_line(report, width) for report in reports]
+    lines += [f"{name:<{width}}    –  {reason}" for name, reason in skipped.items()]
+    followed = [report["threat"] for report in reports if report.get("invariance")]
+    if followed:
+        lines += ["", textwrap.fill(f"{', '.join(followed)}: how often the model follows people where they changed the label.", WIDTH)]
+    warnings = {(warning["code"], warning["text"]): None for report in reports for warning in report["warnings"]}
+    lines += [textwrap.fill(f"! {text}", WIDTH, subsequent_indent="  ") for _, text in warnings]
+    pages = [report["site"] for report in reports if report["site"] is not None]
+    return "\n".join([*lines, "", *([f"pages:  {pages[0].rpartition('run-')[0]}index.html"] if pages else [])])
+
+
+def _line(report: Mapping[str, Any], width: int) -> str:
+    robust, proved = report["robust"], report["certified"]
+    n = robust["n"] if robust else report["n"]
+    shown = (
+        f"{100 * robust['accuracy']:>8.1f}  {100 * robust['low']:>5.1f} – {100 * robust['high']:<6.1f}" if robust else f"{'–':>8}{'':<17}"
+    )
+    bound = f"{100 * proved['accuracy']:>11.1f}" if proved else f"{'–':>11}"
+    clean = f"{100 * report['clean']['accuracy']:>7.1f}" if report["clean"] else f"{'–':>7}"
+    return f"{report['threat']:<{width}}{n:>5}  {clean}  {bound}  {shown} {report['seconds']:>8.1f}"
 
 
 def _head(report: Mapping[str, Any]) -> Iterator[str]:

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from rbench_threats.protocol import PerturbationSet
 
 SETS = {  # the catalogue's one line per set; sets of installed packages join by entry points of the group `rbench.sets`
-    "linf": "rbench_threats.lp:Linf",
+    "linf": "rbench_threats.boxes:Linf",
     "l2": "rbench_threats.lp:L2",
     "l1": "rbench_threats.lp:L1",
     "l0": "rbench_threats.lp:L0",
     "rotation-translation": "rbench_threats.spatial:RotationTranslation",
+    "invariance": "rbench_threats.stored:Stored",
     "union": "rbench_threats.composite:Union",
 }
 PRESET_KEYS = ("name", "title", "summary", "specs", "source")
@@ -89,8 +90,8 @@ def resolve(text: str, dataset: str | None = None, eps: str | None = None) -> Th
 
 def _spec(preset: Entry, dataset: str | None) -> str:
     specs = preset.table["specs"]
-    if dataset in specs:
-        return str(specs[dataset])
+    if dataset in specs or (dataset is None and len(specs) == 1):  # written for one data set alone: it says which
+        return str(specs[dataset or next(iter(specs))])
     example = next(iter(specs.values()))
     raise UsageError(
         f"threat {preset.name}: no convention for data set {dataset!r}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbench_core.catalogue import Entry, entries, only
-from rbench_core.errors import CardError, UnknownName, UsageError
+from rbench_core.errors import CardError, NoAttack, UnknownName, UsageError
 from rbench_threats.spec import Call, Exact, parse, written
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Plan:
             if self._why_not(stage, space) is None and (stage.after is None or stage.after in ran):
                 chosen.append(stage)
         if not chosen:
-            raise UsageError(f"plan {self.name} has no attack for {space}: {self._reasons(space)}", fix=self._instead(space))
+            raise NoAttack(f"plan {self.name} has no attack for {space}: {self._reasons(space)}", fix=self._instead(space))
         return tuple(chosen)
 
     def _reasons(self, space: PerturbationSet) -> str:

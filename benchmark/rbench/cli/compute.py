@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rbench.cli.progress import stderr_progress
 
+if TYPE_CHECKING:
+    from rbench.everything import Everything
+    from rbench.report import Report
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 SEED = click.IntRange(min=0, max=2**63 - 1)  # what a database holds
+CERTIFY = click.Choice(["auto", "none", "ibp", "crown-ibp"])
 KEPT = click.Choice(["all", "sample", "none"])
 
 
@@ -27,7 +32,7 @@ def count(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 
 @click.command()
 @click.option("--model", required=True, metavar="NAME|FILE.py:FACTORY", help="From `rbench models`, or your own (then also --dataset).")
-@click.option("--threat", default="union-lp", show_default=True, metavar="NAME|SPEC", help="From `rbench threats`, or e.g. linf(eps=0.3).")
+@click.option("--threat", default="union-lp", show_default=True, metavar="NAME|SPEC", help="From `rbench threats`, or e.g. linf(eps=0.3); all: every one.")
 @click.option("--eps", metavar="E", help="Replaces the radius of a single ball: 0.3, 8/255.")
 @click.option("--dataset", metavar="D", help="A name from `rbench datasets`.  [default: the model's own]")
 @click.option("--data", type=FOLDER, metavar="DIR", help="Where the data lies.  [default: RBENCH_DATA, else the cache folder]")
@@ -37,7 +42,7 @@ def count(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     metavar="P",
     help="A name from `rbench plans`, or a spec such as pgd(steps=40).  [default: apgd; queries where the card says gradient = false]",
 )
-@click.option("--certify", type=click.Choice(["auto", "none"]), default="auto", show_default=True, help="auto: by a sound bound, if any.")
+@click.option("--certify", type=CERTIFY, default="auto", show_default=True, help="Bounds for sets that are boxes; auto: all there are.")
 @click.option("--seed", type=SEED, default=0, show_default=True, metavar="S", help="Where all randomness comes from.")
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="cpu, cuda, cuda:1.")
 @click.option("--width", type=click.IntRange(min=1), metavar="W", help="Rows per batch: 16, 32, ... 2048.  [default: by the image's size]")
@@ -48,9 +53,14 @@ def count(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 def run(as_json: bool, **options: Any) -> int:
     """Evaluate a model under a threat, store the verdicts, rebuild the site."""
     from rbench.api import evaluate  # imports torch: only commands that compute pay for it
+    from rbench.everything import evaluate_all
 
+    every = options["threat"] == "all"
+    if every:
+        del options["threat"]
     with redirect_stdout(sys.stderr), stderr_progress() as progress:  # a model that prints: stdout is the result's
-        report = evaluate(options.pop("model"), progress=progress, **options)
+        asked = {"model": options.pop("model"), "progress": progress, **options}
+        report: Report | Everything = evaluate_all(**asked) if every else evaluate(**asked)
     click.echo(report.to_json() if as_json else report.to_table())
     return report.exit_code
 

@@ -22,7 +22,8 @@ class Dataset:
 
     x (n, C, H, W) in [0, 1]. `size` counts the whole split here and `digest` is the SHA-256 of its content, whatever the slice, so that
     slices share their verdicts; names do not enter it. `note` says what is missing or special. With `open_classes` the names are
-    only as many as the labels show: a model may have more classes.
+    only as many as the labels show: a model may have more classes. `of`: the data set beside which pages show it, of candidates that a
+    threat brings.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Dataset:
     note: str | None = None
     size: int = 0
     open_classes: bool = False
+    of: str | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -35,12 +35,13 @@ def sample_of(open_: list[int], wanted: int | str | None, seed: int, block: int 
 def check_sample(claim: Claim, judge: Judge, chosen: list[int], rest: int, found: Found) -> None:
     """Ask again what is not proved of the chosen examples; every status must come out as it was. rest: how many were open."""
     wrong: list[str] = []
-    for member, question in enumerate(claim.questions):
+    for place, question in enumerate(claim.questions):
         rows = {i: row for i in chosen if (row := claim.rows[question.key].get(i)) is not None and row.status != "error"}
         asked = {index: row for index, row in rows.items() if (question.key, index) not in found.proved}
         if not asked:
             continue
-        verdicts = judge.answer(member, _whole(judge, sorted(asked))).verdicts
+        need = sorted(asked) if question.kind == "certificate" else _whole(judge, sorted(asked))
+        verdicts = judge.answer(place, need).verdicts
         for index, row in asked.items():
             again = verdicts[index]
             if again.status == row.status:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -15,12 +15,15 @@ from rbench.attacks.evaluate import Passes
 from rbench.attacks.referee import judge
 from rbench.attacks.search import Examples
 from rbench.attacks.stage import plain_context
+from rbench.certificates.methods import METHODS
 from rbench.data.dataset import Dataset
-from rbench.judging import Judge, Standing
+from rbench.judging import Judge, Standing, proved_sets
 from rbench.models import Wrapped
+from rbench.objectives import objective_of
+from rbench.questions import certificate_question
 from rbench.questions import question as asked
 from rbench.verification.claim import Claim, Found
-from rbench_core.errors import FileError, RbenchError
+from rbench_core.errors import FileError, RbenchError, UsageError
 from rbench_results.figures import FALLEN
 from rbench_results.records import QuestionRecord, VerdictRecord
 from rbench_results.seal import is_intact, is_named_by_content
@@ -56,19 +59,35 @@ def check_questions(claim: Claim, found: Found) -> tuple[list[PerturbationSet], 
             wrong.append(
                 f"run {run.id}: the threat {run.threat[:80]} is {resolve(run.threat, run.dataset_name)} here, and {run.spec[:80]} there"
             )
-        made = [asked(run.model, run.dataset, space, plan, run.seed) for space in spaces]
-        if [(record.key, record.spec) for record in made] != run.questions or made != claim.questions:
-            wrong += _unlike(claim, made)
+        made = [pair for space in spaces for pair in _asked(claim, space, plan)]
+        if [(record.key, spec) for record, spec in made] != run.questions or [record for record, _ in made] != claim.questions:
+            wrong += _unlike(claim, [record for record, _ in made])
     except RbenchError as error:
         wrong.append(f"run {run.id}: {error}")
     found.note("questions", len(claim.questions), wrong, "threat, plan, seed and engine are those of the verdicts")
     return spaces, plan
 
 
+def methods_of(questions: Sequence[QuestionRecord]) -> tuple[str, ...]:
+    """The methods of a run's certificates, none where it asked for none. Raises UsageError for one that this version does not know."""
+    named = {tuple(str(step.get("certificate")) for step in q.plan_json) for q in questions if q.kind == "certificate"}
+    if len(named) > 1 or not all(method in METHODS for methods in named for method in methods):
+        raise UsageError(f"certificates by {sorted(named)}", expected=f"of one kind, by: {', '.join(METHODS)}")
+    return named.pop() if named else ()
+
+
+def _asked(claim: Claim, space: PerturbationSet, plan: Plan) -> list[tuple[QuestionRecord, str]]:
+    """What the run's own words ask about one member: its certificates, then its attacks, each with the member's spec."""
+    methods, run = methods_of(claim.questions), claim.run
+    boxes = proved_sets(space) if methods else []
+    proofs = [(certificate_question(run.model, run.dataset, box, methods), str(space)) for box in boxes]
+    return [*proofs, (asked(run.model, run.dataset, space, plan, run.seed), str(space))]
+
+
 def _unlike(claim: Claim, made: list[QuestionRecord]) -> list[str]:
     """What differs between the questions that the run's own words ask and those that it has answers to."""
     if len(made) != len(claim.questions) or len(claim.run.questions) != len(made):
-        return [f"run {claim.run.id}: {len(claim.questions)} questions; its threat has {len(made)} members"]
+        return [f"run {claim.run.id}: {len(claim.questions)} questions; its threat and its certificates ask {len(made)}"]
     names = [field.name for field in fields(QuestionRecord)]
     pairs = [(new, old, name) for new, old in zip(made, claim.questions, strict=True) for name in names]
     unlike = [
@@ -102,29 +121,33 @@ def check_model(claim: Claim, wrapped: Wrapped, found: Found) -> None:
 def check_clean(claim: Claim, judge: Judge, found: Found) -> None:
     """The model's answer to every clean image, and so which of them it misclassifies."""
     wrong = []
-    for question in claim.questions:
-        rows, standing = claim.rows[question.key], Standing()
+    for entry in judge.entries:
+        question, standing = entry.record, Standing()
+        rows = claim.rows[question.key]
         if rows:
-            judge.clean_pass(question, sorted(rows), standing)
+            judge.clean_pass(entry, sorted(rows), standing)
         for index, row in rows.items():
-            fault = _clean_fault(row, standing.verdicts.get(index))
+            answer = judge.clean[index]
+            said = None if answer is None else int(answer.argmax())
+            fault = _clean_fault(row, standing.verdicts.get(index), said)
             if fault is not None:
                 wrong.append(_of(question, row, fault))
-            elif row.status == "misclassified":
+            elif row.status == "misclassified" or (entry.methods and index in standing.verdicts):
                 found.proved.add((question.key, index))
     found.note("clean", len(claim.indices), wrong, "answers to the clean images are the model's")
 
 
-def _clean_fault(row: VerdictRecord, again: VerdictRecord | None) -> str | None:
-    """What a row says wrongly of its clean image. again: the verdict that the clean pass itself gives; None: classified right."""
+def _clean_fault(row: VerdictRecord, again: VerdictRecord | None, said: int | None) -> str | None:
+    """What a row says wrongly of its clean image. again: the verdict that the clean pass itself gives, None where it decides nothing; said:
+    the model's answer."""
     if row.status == "error":
         return None
     if again is not None and again.status == "error":
         return f"no answer to the clean image: {again.reason}"
-    answer = row.label if again is None else again.clean
-    if (row.status == "misclassified") != (again is not None):
-        return f"{row.status}, but the model's answer to the clean image is {answer} and the label {row.label}"
-    return None if row.clean == answer else f"clean prediction {row.clean}; the model says {answer}"
+    decided = again is not None and row.status != again.status
+    if decided or (row.status == "misclassified" and again is None):
+        return f"{row.status}, but the model's answer to the clean image is {said} and the label {row.label}"
+    return None if row.clean == said else f"clean prediction {row.clean}; the model says {said}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +166,9 @@ def check_witnesses(
     """Every witness is rendered again and judged again; without a model only its membership is."""
     wrong: list[str] = []
     count = 0
-    for question, space in zip(claim.questions, spaces, strict=True):
+    by_spec = {str(space): space for space in spaces}
+    for question in (question for question in claim.questions if question.kind == "attack"):
+        space = by_spec[question.spec]
         kept, problems = _opened(claim, question, data)
         wrong += problems
         if kept is not None:
@@ -209,7 +234,7 @@ def _judged(
     """What is wrong, by index."""
     index = torch.tensor([row.index for row in kept.rows])
     device = wrapped.device if wrapped is not None else torch.device("cpu")
-    x, label = data.x[index].to(device), data.y[index].to(device)
+    x, label = data.x[index].to(device), objective_of(space).labels(data, index.tolist()).to(device)
     ctx = plain_context(space, Examples(x, label, index.to(device), torch.zeros(len(x), 2, device=device)), question.seed)
     theta = kept.theta.to(device)
     faults: dict[int, str] = {}

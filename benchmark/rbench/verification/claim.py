@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rbench_core.errors import FileError
 from rbench_core.files import reason
-from rbench_results.figures import join
+from rbench_results.figures import Alarm, join, settle
 from rbench_results.records import ModelRecord, QuestionRecord, RunRecord, VerdictRecord
 from rbench_results.snapshot import Snapshot
 from rbench_results.store import Store
@@ -39,7 +39,20 @@ class Claim:
 
     def status(self, index: int) -> str | None:
         """The joined status of an example; None: not answered."""
-        return join(row.status if (row := self.rows[question.key].get(index)) else None for question in self.questions)
+        found: dict[str, list[str | None]] = {spec: [] for _, spec in self.run.questions}
+        for question, (_, spec) in zip(self.questions, self.run.questions, strict=True):
+            row = self.rows[question.key].get(index)
+            if row is not None and (question.kind == "attack" or question.spec == spec):  # not a proof about a ball around candidates
+                found[spec].append(row.status)
+        return join(_settled(statuses) for statuses in found.values())
+
+
+def _settled(statuses: list[str | None]) -> str | None:
+    """What the attack and the certificate of one set say; where they contradict each other, the witness, which can be looked at."""
+    try:
+        return settle(statuses)
+    except Alarm:
+        return "broken"
 
 
 @dataclass(slots=True)

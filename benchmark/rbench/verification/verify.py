@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rbench.api import attack_conditions, environment, load_slice
+from rbench.api import attack_conditions, environment, load_slice, own_examples
 from rbench.attacks.catalogue import Plan
 from rbench.attacks.evaluate import Passes
 from rbench.attacks.search import WIDTHS
@@ -31,6 +31,7 @@ from rbench.verification.checks import (
     check_seals,
     check_witnesses,
     confirmed,
+    methods_of,
     unproved,
 )
 from rbench.verification.claim import Claim, Found, of_store
@@ -137,7 +138,8 @@ def verify_claim(
     began, started, passes, found = now(), time.perf_counter(), Passes(), Found()
     drawn_by = secrets.randbits(48) if seed is None else seed
     spaces, plan = check_questions(claim, found)
-    images = load_slice(dataset, claim.run.first + claim.run.n, plan, data)  # first: a slice that no data has would take for ever to walk
+    own = own_examples(spaces, claim.run.threat, claim.run.dataset_name)
+    images = own if own is not None else load_slice(dataset, claim.run.first + claim.run.n, plan, data)
     check_seals(claim, found)
     check_data(claim, images, found)
     drawn, open_, told = 0, 0, {"sample_seed": drawn_by}
@@ -171,7 +173,8 @@ def _asked(
 ) -> Asked:
     run = claim.run
     report: Callable[[str, int, int], None] = progress.update if progress is not None else lambda stage, done, total: None
-    return Asked(wrapped, images, tuple(spaces), plan, run.n, run.seed, width, run.full, "none", run.id, report)
+    methods = methods_of(claim.questions)
+    return Asked(wrapped, images, tuple(spaces), plan, run.n, run.seed, width, run.full, "none", run.id, report, methods)
 
 
 def _verified(

@@ -149,7 +149,7 @@ class Facts:
 
     def objective(self, run: RunRecord) -> str:
         """Whose label counts in a run; all its questions agree."""
-        return next((self.questions[key].objective for key, _ in run.questions), "")
+        return next((self.questions[key].objective for key, _ in self.attacks(run)), "")
 
     @cached_property
     def twins(self) -> frozenset[str]:
