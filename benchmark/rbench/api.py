@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -64,14 +64,15 @@ def evaluate(
     progress: Progress | None = None,
     site: bool = True,
     name: str | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> Report:
     """Attack a model under a threat, example by example; store the verdicts; draw the site.
 
     model: a zoo name, `FILE.py:FACTORY`, or a module on images in [0, 1]. dataset: a name, (x, y) or a DataLoader; default: the card's.
     n: the first n examples, "all", or the data set's default; not for a threat that brings its own examples. certify: "auto" (every
     bound there is, where the set is a box), "none", or one method. plan: `apgd`, or `queries` where the card says gradient = false. eps
-    replaces the radius of a single ball. The same question asked again is answered from the store under `results` (default:
-    RBENCH_RESULTS or the user's data folder). Raises RbenchError.
+    replaces the radius of a single ball. request: what else the run's record says of how it was asked, JSON-able. The same question
+    asked again is answered from the store under `results` (default: RBENCH_RESULTS or the user's data folder). Raises RbenchError.
     """
     started = time.perf_counter()
     methods = _methods(certify)
@@ -122,9 +123,16 @@ def evaluate(
             methods,
         )
         runner = Runner(asked, store)
-        request = {key: value for key, value in (("model", model), ("dataset", named)) if isinstance(value, str)}
+        words = {key: value for key, value in (("model", model), ("dataset", named)) if isinstance(value, str)}
         shown = label if own is not None and label is not None else images.name
-        with _recorded(runner, asked_threat, started, _command(asked, model, named, threat, eps, own is None, certify), request, shown):
+        with _recorded(
+            runner,
+            asked_threat,
+            started,
+            _command(asked, model, named, threat, eps, own is None, certify),
+            {**(request or {}), **words},
+            shown,
+        ):
             runner.run()
             store_portraits(store.folder, asked_threat.members, images)
         if site:
@@ -258,7 +266,7 @@ def _run_id(wrapped: Wrapped, threat: Threat) -> str:
 
 
 @contextmanager
-def _recorded(runner: Runner, threat: Threat, started: float, command: str, request: dict[str, str], shown: str) -> Iterator[None]:
+def _recorded(runner: Runner, threat: Threat, started: float, command: str, request: dict[str, Any], shown: str) -> Iterator[None]:
     """The run's own row: begun before the first verdict, ended as done or failed."""
     asked, store = runner.asked, runner.store
     model, data = asked.model, asked.data

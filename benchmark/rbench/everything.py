@@ -64,7 +64,18 @@ def evaluate_all(
     for threat in _presets(named, skipped):
         try:
             brings = any("examples" in member.capabilities for member in resolve(threat, named).members)
-            reports.append(evaluate(model, threat=threat, dataset=named, n=None if brings else n, site=False, name=name, **options))
+            reports.append(
+                evaluate(
+                    model,
+                    threat=threat,
+                    dataset=named,
+                    n=None if brings else n,
+                    site=False,
+                    name=name,
+                    request={"skipped": skipped},
+                    **options,
+                )
+            )
         except (SpecError, NoAttack, DataError) as error:  # other images, no attack of the plan, candidates that are not here
             skipped[threat] = str(error)
     if not reports:

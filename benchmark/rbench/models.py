@@ -24,7 +24,7 @@ from rbench_core.errors import ModelError, UsageError
 from rbench_zoo import catalogue
 from rbench_zoo.architectures import Layers
 from rbench_zoo.card import Card
-from rbench_zoo.factory import from_file, guarded, importable
+from rbench_core.code import from_file, guarded, importable
 from rbench_zoo.load import content_digest, load_model, model_digest
 
 

@@ -15,7 +15,7 @@ from rbench_core.files import canonical_json
 from rbench_zoo import architectures
 from rbench_zoo.architectures import Layers, Normalise
 from rbench_zoo.card import Card
-from rbench_zoo.factory import from_file, from_package, guarded
+from rbench_core.code import from_file, from_package, guarded
 from rbench_zoo.fetch import tensors_of
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbench_core.catalogue import Entry, entries, installed, only
+from rbench_core.code import from_file
 from rbench_core.errors import CardError, SpecError, UnknownName, UsageError
-from rbench_threats.spec import Call, Exact, parse
+from rbench_core.files import sha256_bytes
+from rbench_threats.spec import Call, Exact, parse, written, written_name
 
 if TYPE_CHECKING:
     from rbench_threats.protocol import PerturbationSet
@@ -21,6 +23,7 @@ SETS = {  # the catalogue's one line per set; sets of installed packages join by
     "l1": "rbench_threats.lp:L1",
     "l0": "rbench_threats.lp:L0",
     "rotation-translation": "rbench_threats.spatial:RotationTranslation",
+    "learned": "rbench_threats.learned:Learned",
     "invariance": "rbench_threats.stored:Stored",
     "union": "rbench_threats.composite:Union",
 }
@@ -103,7 +106,7 @@ def _spec(preset: Entry, dataset: str | None) -> str:
 def _with_radius(call: Call, eps: str) -> Call:
     if call.named or call.args:
         raise UsageError(f"--eps {eps} beside a spec that has arguments", expected="a bare name such as linf, or the radius in the spec")
-    kind = _class(call.name.lower()) if call.name.lower() in _sets() else None
+    kind = _class(call.name) if call.name.lower() in _sets() else None
     names = [] if kind is None or hasattr(kind, "from_spec") else [field.name for field in fields(kind)]
     if len(names) != 1:
         raise UsageError(
@@ -119,7 +122,7 @@ def build(call: Call) -> Any:
 
     A class that has `from_spec(args, named)` reads its own arguments; any other takes numbers by the names of its fields.
     """
-    kind = _class(call.name.lower())
+    kind = _class(call.name)
     if hasattr(kind, "from_spec"):
         return kind.from_spec(call.args, dict(call.named))
     names = [field.name for field in fields(kind)]
@@ -143,11 +146,32 @@ def _shown(call: Call) -> str:
     return ", ".join([str(value) if isinstance(value, Exact) else value.name for value in call.args] + [key for key, _ in call.named])
 
 
+def _from_file(name: str, kind: Any, text: str) -> Any:
+    """The class of somebody's file, whose sets print as the spec that makes them again and carry the file's digest in their family."""
+    if not isinstance(kind, type) or not is_dataclass(kind) or not hasattr(kind, "family"):
+        raise SpecError(f"{name} is no set", expected="a frozen dataclass with the members of rbench_threats.protocol.PerturbationSet")
+    digest = sha256_bytes(text.encode())
+
+    def family(self: Any) -> str:
+        plain = kind.family
+        return f"{plain.fget(self) if isinstance(plain, property) else plain}@{digest}"
+
+    def spec(self: Any) -> str:
+        return written(written_name(name), {field.name: getattr(self, field.name) for field in fields(self)})
+
+    return type(kind.__name__, (kind,), {"__slots__": (), "family": property(family), "__str__": spec, "__module__": kind.__module__})
+
+
 def _sets() -> dict[str, Any]:
     return {**SETS, **installed("rbench.sets")}
 
 
 def _class(name: str) -> Any:
+    """The class of a set: of the catalogue, of an installed package, or FILE.py:CLASS, which is executed."""
+    file, _, attribute = name.rpartition(":")
+    if file.endswith(".py"):
+        return _from_file(name, *from_file(Path(file).expanduser(), attribute))
+    name = name.lower()
     found = _sets().get(name)
     if found is None:
         raise UnknownName("set", name, _sets(), fix="`rbench threats` lists them.")

@@ -101,10 +101,9 @@ def _value(tokens: list[Token], text: str, depth: int) -> tuple[Value, list[Toke
         if len(rest) > 1 and rest[0][1] == "/" and rest[1][0] == "number":
             return Exact(f"{word}/{rest[1][1]}"), rest[2:]
         return Exact(word), rest
-    if kind == "text":
-        return Call(word[1:-1]), rest
     if kind == "mark":
         raise _at(text, place, "a name or a number")
+    word = word[1:-1] if kind == "text" else word
     if rest and rest[0][1] == "(":
         return _arguments(word, rest[1:], text, depth)
     return Call(word), rest

@@ -6,11 +6,13 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from rbench_results.figures import Figure, certified, join, robust, tally
 from rbench_results.records import ModelRecord, RunRecord
+from rbench_results.report import run_report
 from rbench_results.site import charts
 from rbench_results.site.facts import Facts, Group
 from rbench_results.site.standing import Standing
@@ -47,6 +49,9 @@ class Row:
     alarms: list[str]
     standing: Standing | None = None
     borrowed: int = 0  # images that fall only by a witness of another question
+    counted: list[int] | None = None  # places of the slice that the figures are over; None: all
+    invariance: dict[str, Any] | None = None  # of candidates with people's labels: rbench_results.invariance.figures
+    asked_proof: bool = False  # of every member
     rank: int | None = None
 
     @cached_property
@@ -54,25 +59,34 @@ class Row:
         """The union's status per image."""
         return [join(column) for column in zip(*self.members.values(), strict=True)]
 
+    def _of_figures(self, statuses: Sequence[Status]) -> list[Status]:
+        """The statuses that the figures are over: candidates that people still call what they were say nothing of a model that follows."""
+        return list(statuses) if self.counted is None else [statuses[place] for place in self.counted]
+
+    @property
+    def size(self) -> int:
+        """The n of the figures."""
+        return self.n if self.counted is None else len(self.counted)
+
     @cached_property
     def counts(self) -> dict[str, int]:
-        return tally(self.statuses)
+        return tally(self._of_figures(self.statuses))
 
     @cached_property
     def robust(self) -> Figure | None:
-        return robust(self.statuses)
+        return robust(self._of_figures(self.statuses))
 
     @cached_property
     def certified(self) -> Figure | None:
-        """The lower bound, where anything is proved."""
-        return certified(self.statuses) if self.counts["certified"] else None
+        """The lower bound, where a certificate was asked for: 0 where it proved nothing."""
+        return certified(self._of_figures(self.statuses)) if self.asked_proof else None
 
     @property
     def bar(self) -> charts.Bar | None:
         return charts.bar(self.counts) if self.robust else None
 
     def member(self, spec: str) -> Figure | None:
-        return robust(self.members[spec])
+        return robust(self._of_figures(self.members[spec]))
 
     @property
     def slice(self) -> str:
@@ -105,7 +119,7 @@ class Row:
 
     def bits(self, members: Sequence[Member]) -> dict[str, object]:
         """What the script needs to judge the row under any choice of members; see `packed`."""
-        columns = {member.slug: self.members[member.spec] for member in members}
+        columns = {member.slug: self._of_figures(self.members[member.spec]) for member in members}
         wrong = [any(status == "misclassified" for status in column) for column in zip(*columns.values(), strict=True)]
         return {"wrong": packed(wrong), "members": {name: _member_bits(column) for name, column in columns.items()}}
 
@@ -146,6 +160,11 @@ def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) 
         seconds=sum(stage.seconds for stage in stages),
         alarms=[facts.alarms[key] for key in keys.values() if key in facts.alarms],
     )
+    row.asked_proof = all(facts.has_certificate(key) for key in keys.values())
+    if group[2] == "invariance":
+        row.invariance = run_report(facts.store, run.id)["invariance"]
+        rows = [verdict for key in keys.values() for verdict in facts.within(key, run.first, run.n)]
+        row.counted = sorted({verdict.index - run.first for verdict in rows if verdict.oracle != verdict.label})
     row.standing = facts.standing(run, (v.run for key in keys.values() for v in facts.within(key, run.first, run.n)))
     row.borrowed = sum(
         status == "broken" and join(answers.get(index) for answers in own.values()) != "broken"

@@ -23,6 +23,7 @@ class Board:
     spec: str
     dataset: DatasetRecord
     members: list[Member]
+    objective: str = "sensitivity"
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -32,6 +33,11 @@ class Board:
     @property
     def compare(self) -> str:
         return f"compare-{self.slug}.html"
+
+    @property
+    def follows(self) -> bool:
+        """Whether the figures say how often a model follows people, in place of how often it stays."""
+        return self.objective == "invariance"
 
     @property
     def ranked(self) -> list[Row]:
@@ -109,14 +115,23 @@ def _board(facts: Facts, asked: _Asked, taken: set[str]) -> Board:
         address = f"{address}-{digest_of(f'{asked.dataset} {asked.objective} {asked.spec}')[:8]}"
     sentence = asked.runs[-1].sentence if asked.runs else facts.questions[asked.members[0][0]].sentence
     words = explain([(facts.questions[key], facts.label(key)) for key, _ in asked.members], dataset.shape, sentence)
-    return Board(slug=address, name=name, sentence=sentence, words=words, spec=asked.spec, dataset=dataset, members=members)
+    return Board(
+        slug=address,
+        name=name,
+        sentence=sentence,
+        words=words,
+        spec=asked.spec,
+        dataset=dataset,
+        members=members,
+        objective=asked.objective,
+    )
 
 
 def _name(asked: _Asked, members: Sequence[Member]) -> str:
-    """A set by its label (linf 0.3), a union by its name in the catalogue, or else by its members."""
-    if len(members) == 1:
-        return members[0].label
+    """A set by its label (linf 0.3), what numbers do not name by its name in the catalogue, or else by its members."""
     named = [run.title for run in asked.runs if "(" not in run.title]
+    if len(members) == 1 and (members[0].label != members[0].spec or not named):
+        return members[0].label
     return named[0] if named else " + ".join(member.label for member in members)
 
 

@@ -11,12 +11,23 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rbench_results.site import boards as boarding
-from rbench_results.site import charts, compare, models, overview, runs, words
+from rbench_results.site import charts, compare, matrix, models, overview, runs, sets, tradeoff, words
 from rbench_results.site.facts import Facts, class_name
 from rbench_results.site.output import Folder, alone
 from rbench_results.site.pictures import Picture
+from rbench_results.site.scatter import scatter
 from rbench_results.store import Store
 
+INVARIANCE = (  # key of rbench_results.invariance.figures, heading, what it is
+    ("agreement", "follows", "of the changed: the model says what people say"),
+    ("agreement_all", "follows, all", "of all candidates, those that people still call the same included"),
+    ("keeps", "keeps", "of the changed: the model says the clean image’s label"),
+    ("neither", "neither", "of the changed: the model says something else"),
+    ("stuck", "stuck", "of the changed: the model says what it said of the clean image"),
+    ("agreement_if_clean_right", "follows, if right", "of the changed whose clean image the model gets right"),
+    ("clean", "clean", "of the clean images that the candidates were made from"),
+    ("ceiling", "ceiling", "of all candidates: people kept the label; a model constant on every ball follows them no more often"),
+)
 NEWEST = 10  # runs on the first page
 
 Render = Callable[..., str]
@@ -40,7 +51,11 @@ def _draw(facts: Facts, folder: Folder) -> None:
     boards = boarding.boards(facts)
     all_runs = [runs.read(facts, run) for run in facts.runs]
     all_models = models.read(facts, boards, all_runs)
+    all_sets = sets.read(facts, boards)
     pages = Pages(folder, boards, all_runs, facts.twins)
+    traded = tradeoff.tradeoff(facts, boards, pages.pictures, all_sets)
+    pages.environment.globals["has_tradeoff"] = traded is not None
+    pages.environment.globals["page_of_set"] = {page.spec: page.page for page in all_sets}
     for name in ("style.css", "site.js"):
         folder.write(name, (files(__package__) / "static" / name).read_bytes())
     pages.overview(facts, all_models)
@@ -50,6 +65,10 @@ def _draw(facts: Facts, folder: Folder) -> None:
         pages.model(model)
     for run in all_runs:
         pages.run(facts, run)
+    for page in all_sets:
+        pages.set(page)
+    if traded is not None:
+        pages.tradeoff(traded)
     folder.finish()
 
 
@@ -71,10 +90,10 @@ class Pages:
         """The first page, the three lists, and how to join them."""
         matrices = overview.matrices(facts, self.boards)
         newest = list(reversed(self.runs))
-        for matrix in matrices:
-            self.folder.table(f"matrix-{matrix.slug}", overview.matrix_rows(matrix))
-            if matrix.sheet:
-                self.folder.write(f"img/threats-{matrix.slug}.png", matrix.sheet)
+        for part in matrices:
+            self.folder.table(f"matrix-{part.slug}", overview.matrix_rows(part))
+            if part.sheet:
+                self.folder.write(f"img/threats-{part.slug}.png", part.sheet)
         self.folder.table("boards", [board_summary(board) for board in self.boards])
         self.folder.table("models", [models.summary(model) for model in all_models])
         self.folder.table("runs", [runs.summary(run) for run in newest])
@@ -83,6 +102,9 @@ class Pages:
         self._write("models.html", "models.html", models=all_models)
         self._write("runs.html", "runs.html", runs=newest)
         self._write("submit.html", "submit.html")
+        table = matrix.whole(facts, self.boards)
+        self.folder.table("matrix", matrix.rows(table))
+        self._write("matrix.html", "matrix.html", table=table)
 
     def board(self, board: boarding.Board) -> None:
         """A board and the comparison of its rows."""
@@ -103,6 +125,12 @@ class Pages:
             self.folder.table(f"model-{name}-{board.slug}", [runs.summary(run) for run in history])
         self._write(model.page, "model.html", model=model)
 
+    def set(self, page: sets.SetPage) -> None:
+        """A set that has to be seen."""
+        for panel in page.panels:
+            self.folder.write(panel.sheet, panel.png)
+        self._write(page.page, "set.html", page=page)
+
     def run(self, facts: Facts, run: runs.Run) -> None:
         """A run with its pictures; its JSON is the report that `rbench show --json` prints."""
         if run.sheet:
@@ -111,6 +139,13 @@ class Pages:
         self.folder.table(f"run-{run.slug}-members", runs.member_rows(run))
         self.folder.table(f"run-{run.slug}-attacks", runs.stage_rows(run))
         self._write(run.page, "run.html", run=run, facts=runs.record_of(facts, run))
+
+
+    def tradeoff(self, page: tradeoff.Tradeoff) -> None:
+        """Robust accuracy against following people."""
+        self.folder.table("tradeoff", tradeoff.table_rows(page))
+        drawn = {panel.board.slug: scatter(panel) for panel in page.panels}
+        self._write("tradeoff.html", "tradeoff.html", page=page, drawn=drawn, readings=tradeoff.readings)
 
 
 def environment() -> Environment:
@@ -133,6 +168,7 @@ def environment() -> Environment:
         no_bar=charts.NO_BAR,
         version=_version(),
         span=words.span,
+        invariance_words=INVARIANCE,
     )
     return found
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from rbench_results.board import joined
+from rbench_results.board import contains, joined
 from rbench_results.figures import Alarm, Figure
 from rbench_results.records import (
     DatasetRecord,
@@ -89,6 +89,12 @@ class Facts:
         asked = self.questions[key]
         same = (asked.model, asked.dataset, asked.objective, asked.spec)
         return [q.key for q in self.questions.values() if q.kind == "certificate" and (q.model, q.dataset, q.objective, q.spec) == same]
+
+    def has_certificate(self, key: str) -> bool:
+        """Whether anybody asked for a proof about this very set, or about a larger one of its family."""
+        asked = self.questions[key]
+        proofs = (q for q in self.questions.values() if q.kind == "certificate" and (q.model, q.dataset) == (asked.model, asked.dataset))
+        return any(contains(proof, asked) for proof in proofs)
 
     def standing(self, run: RunRecord, sources: Iterable[str]) -> Standing | None:
         """Who vouches for a figure of this run, whose verdicts come from the runs of these ids."""

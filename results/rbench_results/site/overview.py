@@ -51,15 +51,16 @@ class Matrix:
     @property
     def n(self) -> int | None:
         """The number of images, where all figures agree on it."""
-        found = {row.n for line in self.lines for row in line.rows if row}
+        found = {row.size for line in self.lines for row in line.rows if row}
         return found.pop() if len(found) == 1 else None
 
 
 def matrices(facts: Facts, boards: Sequence[Board]) -> list[Matrix]:
     """One per data set, the one with most rows first."""
+    homes = {board.dataset.name: board.dataset.digest for board in boards if board.dataset.of is None}
     by_dataset: dict[str, list[Board]] = {}
-    for board in boards:
-        by_dataset.setdefault(board.dataset.digest, []).append(board)
+    for board in sorted(boards, key=lambda board: board.dataset.of is not None):
+        by_dataset.setdefault(homes.get(board.dataset.of or "", board.dataset.digest), []).append(board)
     names = Counter(own[0].dataset.name for own in by_dataset.values())
     found = [_matrix(facts, own, names[own[0].dataset.name] > 1) for own in by_dataset.values()]
     return sorted(found, key=lambda matrix: (-sum(len(board.rows) for board in matrix.boards), matrix.slug))
@@ -108,6 +109,6 @@ def matrix_rows(matrix: Matrix) -> list[dict[str, Any]]:
     for line in matrix.lines:
         row: dict[str, Any] = {"model": line.model.name, "digest": line.model.digest, **columns("clean", line.clean)}
         for board, cell in zip(matrix.boards, line.rows, strict=True):
-            row |= {**columns(board.name, cell.robust if cell else None), f"{board.name}_n": cell.n if cell else None}
+            row |= {**columns(board.name, cell.robust if cell else None), f"{board.name}_n": cell.size if cell else None}
         found.append(row)
     return found

@@ -43,6 +43,7 @@ class Picture:
     member: str  # spec of the set that broke the image
     attack: str | None
     gauge: float | None
+    oracle: int | None = None  # what people call the adversarial image
 
 
 class Sheet(NamedTuple):
@@ -81,10 +82,12 @@ def draw(folder: Path, chosen: Sequence[tuple[str, VerdictRecord]], name: str) -
     missing += [(spec, v) for spec, v, pair in shown if pair[0].shape[1:] != (height, width)]
     shown = [item for item in shown if item[2][0].shape[1:] == (height, width)][: max(1, PIXELS // (TILES * height * width))]
     pictures = [
-        Picture(name, row, len(shown), height, width, magnification(*pair), v.index, v.label, v.predicted, spec, v.attack, v.gauge)
+        Picture(
+            name, row, len(shown), height, width, magnification(*pair), v.index, v.label, v.predicted, spec, v.attack, v.gauge, v.oracle
+        )
         for row, (spec, v, pair) in enumerate(shown)
     ]
-    return Sheet(pictures, _png(np.concatenate([tiles(*pair) for _, _, pair in shown])), missing)
+    return Sheet(pictures, png(np.concatenate([tiles(*pair) for _, _, pair in shown])), missing)
 
 
 def read(folder: Path, verdicts: Sequence[VerdictRecord]) -> list[Pair | None]:
@@ -149,10 +152,10 @@ def tiles(x: Image, x_adv: Image) -> NDArray[np.uint8]:
     change = difference(x, x_adv) * magnification(x, x_adv)
     colour = np.where(change[..., None] > 0, BRIGHTER, DARKER).astype(np.uint8)
     alpha = np.rint(255 * np.abs(change).clip(0, 1)).astype(np.uint8)
-    return np.concatenate([_rgba(x), _rgba(x_adv), np.dstack([colour, alpha])], axis=1)
+    return np.concatenate([rgba(x), rgba(x_adv), np.dstack([colour, alpha])], axis=1)
 
 
-def _rgba(x: Image) -> NDArray[np.uint8]:
+def rgba(x: Image) -> NDArray[np.uint8]:
     """(H, W, 4): three channels are colour, any other number of them is shown as its mean."""
     if len(x) != 3:
         x = np.repeat(x.mean(0, keepdims=True), 3, axis=0)
@@ -160,7 +163,8 @@ def _rgba(x: Image) -> NDArray[np.uint8]:
     return np.dstack([levels, np.full(levels.shape[:2], 255, np.uint8)])
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """(H, W, 4) as a PNG file."""
     from PIL import Image as pillow
 
     stream = io.BytesIO()

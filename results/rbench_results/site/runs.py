@@ -81,7 +81,7 @@ def read(facts: Facts, run: RunRecord) -> Run:
     answers = {spec: facts.within(key, run.first, run.n) for key, spec in facts.attacks(run)}
     sheet = pictures.draw(facts.store.folder, pictures.choose(answers), f"img/run-{name}.png")
     from_others = _origin(run, answers)
-    labels = {spec: facts.label(key) for key, spec in run.questions}
+    labels = {spec: facts.label(key) for key, spec in facts.attacks(run)}
     steps = _steps(report, labels)
     report["site"] = f"run-{name}.html"  # a site is read elsewhere than it was built: no path of this machine
     return Run(
@@ -108,18 +108,19 @@ def _origin(run: RunRecord, answers: dict[str, list[VerdictRecord]]) -> dict[str
 
 def _steps(report: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
     """The attacks as they worked: the clean pass, members by how many images they were asked about, within a member the plan's order."""
-    attacks = [stage for stage in report["stages"] if stage["position"] != CLEAN_PASS]
+    attacks = [stage for stage in report["stages"] if stage["position"] > CLEAN_PASS]
     first = {stage["spec"]: stage["entered"] for stage in reversed(attacks)}
     order = {spec: at for at, spec in enumerate(labels)}
     attacks.sort(key=lambda stage: (-first[stage["spec"]], order.get(stage["spec"], 0), stage["position"]))
     clean = [stage for stage in report["stages"] if stage["position"] == CLEAN_PASS]
-    return [{**stage, "member": "all" if stage in clean else labels[stage["spec"]], **_worth(stage)} for stage in clean + attacks]
+    proofs = [stage for stage in report["stages"] if stage["position"] < CLEAN_PASS]
+    return [{**stage, "member": "all" if stage in clean else labels[stage["spec"]], **_worth(stage)} for stage in clean + proofs + attacks]
 
 
 def _worth(stage: dict[str, Any]) -> dict[str, Any]:
     spent = stage["forward"] + stage["backward"]
     return {
-        "standing": stage["entered"] - stage["broken"] if stage["position"] != CLEAN_PASS else None,
+        "standing": stage["entered"] - stage["broken"] if stage["position"] > CLEAN_PASS else None,
         "passes": spent,
         "price": spent / stage["broken"] if stage["broken"] else None,
     }
@@ -127,7 +128,7 @@ def _worth(stage: dict[str, Any]) -> dict[str, Any]:
 
 def _flows(facts: Facts, run: RunRecord, steps: Sequence[dict[str, Any]], labels: dict[str, str]) -> list[tuple[str, charts.Flow]]:
     """One chart for a chain of members that skip what already fell; one per member where each was asked about every image."""
-    attacks = [step for step in steps if step["position"] != CLEAN_PASS]
+    attacks = [step for step in steps if step["position"] > CLEAN_PASS]
     before = sum(step["passes"] for step in steps if step["position"] == CLEAN_PASS)
     chained = all(one["standing"] >= other["entered"] for one, other in pairwise(attacks))
     specs = list(dict.fromkeys(step["spec"] for step in attacks))

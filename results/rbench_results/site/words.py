@@ -97,8 +97,8 @@ def exactly(text: str) -> Fraction | None:
 
 
 def set_label(family: str, extent: Mapping[str, str], spec: str) -> str:
-    """What a set is called in a narrow column: linf 0.3; rotation-translation degrees 30, shift 3; the spec where it has no numbers."""
-    if not extent:
+    """What a set is called in a narrow column: linf 0.3; rotation-translation degrees 30, shift 3; the spec where numbers do not say it."""
+    if not extent or not family.replace("-", "").isalnum():  # a family that holds digests or other sets
         return spec
     if len(extent) == 1:
         return f"{family} {number(next(iter(extent.values())))}"
