@@ -153,9 +153,9 @@ def own_examples(members: Sequence[PerturbationSet], name: str, home: str | None
     if len(members) > 1:
         raise UsageError(f"threat {name}: {bring[0]} brings its own examples", expected="such a set alone, not in a union")
     x, y = bring[0].examples()  # type: ignore[attr-defined]  # the capability
-    found = sources.from_tensors(x, y, name=name)
+    found = sources.from_tensors(x, y, name=f"{home or name}-candidates")
     classes = sources.find(home).classes if home in sources.names() else found.classes
-    return replace(found, classes=classes, split="candidates", of=home, open_classes=home not in sources.names())
+    return replace(found, classes=classes, split="candidate", of=home, open_classes=home not in sources.names())
 
 
 def _methods(certify: str) -> tuple[str, ...]:

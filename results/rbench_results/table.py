@@ -50,6 +50,9 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _figures(report: Mapping[str, Any]) -> Iterator[str]:
+    if report.get("invariance"):
+        yield from _people(report["invariance"])
+        return
     members = report["members"]
     width = max(len(name) for name in ["worst member of each image", *members]) + 2
     yield f"{'accuracy, %':<{width}}{'':>7}  {'95 % interval':<14}"
@@ -58,9 +61,31 @@ def _figures(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name:<{width}}{_figure(member['robust'])}  {_asked(member, report['n'])}".rstrip()
     if len(members) > 1:
         yield f"{'worst member of each image':<{width}}{_figure(report['robust'])}"
-    yield f"{'certified':<{width}}{_figure(report['certified']) if report['certified'] else '    n/a  no certificate was asked for'}"
+    yield f"{'certified':<{width}}{_figure(report['certified']) if report['certified'] else '    n/a  no certificate was asked for, or none is known'}"
     if any(member["skipped"] for member in members.values()):
         yield "–: an image that fell to one member is not asked of the next; --full asks every member of all"
+
+
+PEOPLE = {  # of rbench_results.invariance.figures
+    "clean": "right on the clean images",
+    "agreement": "follows people where they changed the label",
+    "keeps": "keeps the clean image's label there",
+    "neither": "says something else there",
+    "stuck": "says there what it said of the clean image",
+    "agreement_all": "follows people on all candidates",
+    "ceiling": "people kept the label: a constant model's ceiling",
+}
+
+
+def _people(figures: Mapping[str, Any]) -> Iterator[str]:
+    """What a model does on candidates with people's labels."""
+    width = max(map(len, PEOPLE.values())) + 2
+    yield f"{'of candidates, %':<{width}}{'':>7}  {'95 % interval':<14}     n"
+    for key, words in PEOPLE.items():
+        found = figures[key]
+        yield f"{words:<{width}}{_figure(found if found['n'] else None)}  {found['n']:>4}"
+    for ball, found in figures["certified_but_wrong"].items():
+        yield f"certified and wrong, {ball} ball: {found['count']} of {found['n']} changed"
 
 
 def _figure(figure: Mapping[str, Any] | None) -> str:

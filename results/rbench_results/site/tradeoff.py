@@ -54,7 +54,7 @@ class Point:
         """What the place in the panel means."""
         over = "above the ceiling" + (", within its interval" if self.within else "")
         said = (["Pareto front"] if self.front else []) + ([over] if self.over else [])
-        return "; ".join(said) if self.robust else "robust accuracy not asked"
+        return "; ".join(said)
 
 
 @dataclass
@@ -81,6 +81,10 @@ class Panel:
         """The points that have both coordinates."""
         return [point for point in self.points if point.robust and point.follows["n"]]
 
+    def width(self, proofs: bool) -> int:
+        """Columns of the table: who follows, and beside a ball robust accuracy and, where anybody asked, the proofs that are wrong."""
+        return 1 if self.eps is None else 2 + proofs
+
     @property
     def changed(self) -> int:
         """|C|: the candidates that people call something else."""
@@ -98,7 +102,11 @@ class Tradeoff:
         found: dict[str, list[Panel]] = {}
         for panel in self.panels:
             found.setdefault(panel.home, []).append(panel)
-        return found
+        return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+
+    def proofs(self, home: str) -> bool:
+        """Whether a proof was asked for around any candidate."""
+        return any(point.proved_wrong is not None for panel in self.homes[home] for point in panel.points)
 
     def lowest(self, home: str) -> dict[str, Panel]:
         """Per ball the set with the lowest ceiling: people's labels bound a model by the hardest set known."""

@@ -116,7 +116,7 @@
     function draw(tr, s) {
       var cell = one(".barcol", tr), svg = one("svg", cell), why = one(".why", cell), x = 0, q, c;
       figure(one("[data-c=robust]", tr), s && s.robust, s && s.n);
-      figure(one("[data-c=certified]", tr), s && (s.certified || tr.dataset.proof) ? s.certified : null, s && s.n);
+      if (one("[data-c=certified]", tr)) figure(one("[data-c=certified]", tr), s && (s.certified || tr.dataset.proof) ? s.certified : null, s && s.n);
       cell.dataset.v = s ? s.robust / s.n : "";
       svg.classList.toggle("off", !s);
       why.hidden = !!s;
