@@ -30,6 +30,7 @@ from rbench.runner import Runner, now
 from rbench.witnesses import check as known_policy
 from rbench_core.errors import UsageError
 from rbench_core.files import results_folder
+from rbench_core.roots import data_under
 from rbench_results.records import DatasetRecord, ModelRecord, RunRecord
 from rbench_results.report import run_report
 from rbench_results.store import Store
@@ -84,7 +85,7 @@ def evaluate(
     named = dataset if isinstance(dataset, str) or dataset is not None else found.dataset
     label = named if isinstance(named, str) or named is None else "custom"
     asked_threat = resolve(threat, label, None if eps is None else str(eps))
-    own = own_examples(asked_threat.members, asked_threat.name, label)
+    own = own_examples(asked_threat.members, asked_threat.name, label, data)
     if own is not None and n not in (None, "all"):
         raise UsageError(f"n={n} with threat {asked_threat.name}", expected=f"no n: it brings its own {own.size} examples")
     if own is None and named is None:
@@ -142,17 +143,20 @@ def evaluate(
         return Report(run_report(store, run), store.folder)
 
 
-def own_examples(members: Sequence[PerturbationSet], name: str, home: str | None) -> Dataset | None:
+def own_examples(
+    members: Sequence[PerturbationSet], name: str, home: str | None, root: Path | str | None = None
+) -> Dataset | None:
     """The images and labels that a threat brings (capability "examples"), as a data set of its own; None for a threat that has none.
 
-    home: the data set beside which it stands, whose class names it shares.
+    home: the data set beside which it stands, whose class names it shares. root: where data is looked for first.
     """
     bring = [member for member in members if "examples" in member.capabilities]
     if not bring:
         return None
     if len(members) > 1:
         raise UsageError(f"threat {name}: {bring[0]} brings its own examples", expected="such a set alone, not in a union")
-    x, y = bring[0].examples()  # type: ignore[attr-defined]  # the capability
+    with data_under(root):
+        x, y = bring[0].examples()  # type: ignore[attr-defined]  # the capability
     found = sources.from_tensors(x, y, name=f"{home or name}-candidates")
     classes = sources.find(home).classes if home in sources.names() else found.classes
     return replace(found, classes=classes, split="candidate", of=home, open_classes=home not in sources.names())

@@ -18,6 +18,7 @@ from rbench.data.dataset import Dataset
 from rbench.models import Wrapped
 from rbench.objectives import Objective, objective_of
 from rbench.questions import certificate_question, question
+from rbench_core.errors import Unsupported
 from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord
 from rbench_threats.protocol import PerturbationSet
 
@@ -65,7 +66,7 @@ class Standing:
     witnesses: dict[int, Witness] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
-    closest: dict[int, tuple[float, Tensor]] = field(default_factory=dict)
+    closest: dict[tuple[int | None, int], tuple[float, Tensor]] = field(default_factory=dict)  # by part of a combination and index
     stages: list[StageRecord] = field(default_factory=list)
 
 
@@ -118,10 +119,7 @@ class Prover:
             self._open(asked)
 
     def _open(self, asked: Asked) -> None:
-        try:  # TEMPORARY until the package stands
-            from rbench.certificates import Certifier, Unsupported  # its imports take a second
-        except ImportError:
-            return
+        from rbench.certificates import Certifier
 
         try:
             self.certifier = Certifier(asked.model.module, asked.data.shape, asked.model.classes)
@@ -168,7 +166,8 @@ class Judge:
         for index in still:
             error = standing.errors.get(index)
             status, reason = ("survived", standing.refused.get(index)) if error is None else ("error", error)
-            margin = standing.closest[index][0] if index in standing.closest else None
+            parts = {stage.part for stage in entry.stages}
+            margin = min((standing.closest[part, index][0] for part in parts if (part, index) in standing.closest), default=None)
             predicted = entry.objective.oracle(index) if error is None else None  # who survives among candidates follows people
             self._judge(standing, entry, index, status, margin=margin, reason=reason, predicted=predicted)
         self.refusals += len(standing.refused)
@@ -213,7 +212,8 @@ class Judge:
     def _stage(self, entry: Entry, stage: Stage, position: int, still: list[int], standing: Standing) -> list[int]:
         """One attack over what still stands; the indices that stand after it."""
         started, said = time.perf_counter(), f"{entry.record.spec} · {stage.label}"
-        closest = {place: standing.closest[index] for place, index in enumerate(still) if index in standing.closest}
+        own = {place: (stage.part, index) for place, index in enumerate(still)}
+        closest = {place: standing.closest[key] for place, key in own.items() if key in standing.closest}
         outcome = run_stage(
             self.model,
             entry.space,
@@ -229,8 +229,8 @@ class Judge:
             standing.witnesses[still[place]] = witness
             self._broke(standing, entry, still[place], stage, witness)
         for place, (margin, theta) in outcome.closest.items():
-            if margin < standing.closest.get(still[place], (float("inf"),))[0]:
-                standing.closest[still[place]] = (margin, theta)
+            if margin < standing.closest.get(own[place], (float("inf"),))[0]:
+                standing.closest[own[place]] = (margin, theta)
         standing.errors.update({still[place]: reason for place, reason in outcome.errors.items()})
         standing.refused.update(
             {still[place]: f"the referee refused a claim of {stage.label}: {reason}" for place, reason in outcome.refused.items()}

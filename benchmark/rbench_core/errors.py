@@ -10,6 +10,7 @@ RbenchError                 one line: what was wrong, what was expected, what to
     ├── FileError           unreadable, truncated, wrong digest, read-only, disk full
     ├── DataError           a data set that is absent or broken
     ├── ModelError          a model that cannot be built or run
+    │   └── Unsupported     a net with an operator whose bounds are not known: no certificate
     ├── StoreError          the results database
     └── TrainingError       a recipe that diverged or cannot run here
 """
@@ -78,6 +79,10 @@ class DataError(Failure):
 
 class ModelError(Failure):
     """A model that cannot be built, loaded or run."""
+
+
+class Unsupported(ModelError):
+    """No certificate for this net: the line names the operator, the submodule and where it stands in the source."""
 
 
 class StoreError(Failure):

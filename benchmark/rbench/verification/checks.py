@@ -42,7 +42,8 @@ def check_seals(claim: Claim, found: Found) -> None:
     unsealed = sum(not row.seal for _, row in claim.all_rows())
     text = "verdicts agree with their seals" + (f"; {unsealed} were stored before there were seals" if unsealed else "")
     missing = [f"example {index}: no verdict" for index in claim.indices if claim.status(index) is None]
-    found.note("seals", len(claim.all_rows()), wrong + missing, text)
+    both = [f"example {index} under {spec}: both broken and certified" for index, spec in claim.contradictions()]
+    found.note("seals", len(claim.all_rows()), wrong + missing + both, text)
 
 
 def check_questions(claim: Claim, found: Found) -> tuple[list[PerturbationSet], Plan | None]:

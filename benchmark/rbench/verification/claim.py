@@ -37,6 +37,22 @@ class Claim:
         """Every verdict of the slice with its question."""
         return [(question, row) for question in self.questions for row in self.rows[question.key].values()]
 
+    def contradictions(self) -> list[tuple[int, str]]:
+        """(index, spec) of the examples of which one row holds a witness and another a proof about the same set."""
+        proved = {
+            (question.spec, index)
+            for question in self.questions
+            for index, row in self.rows[question.key].items()
+            if row.status == "certified"
+        }
+        broken = {
+            (question.spec, index)
+            for question in self.questions
+            for index, row in self.rows[question.key].items()
+            if row.status == "broken"
+        }
+        return sorted((index, spec) for spec, index in proved & broken)
+
     def status(self, index: int) -> str | None:
         """The joined status of an example; None: not answered."""
         found: dict[str, list[str | None]] = {spec: [] for _, spec in self.run.questions}

@@ -138,7 +138,7 @@ def verify_claim(
     began, started, passes, found = now(), time.perf_counter(), Passes(), Found()
     drawn_by = secrets.randbits(48) if seed is None else seed
     spaces, plan = check_questions(claim, found)
-    own = own_examples(spaces, claim.run.threat, claim.run.dataset_name)
+    own = own_examples(spaces, claim.run.threat, claim.run.dataset_name, data)
     images = own if own is not None else load_slice(dataset, claim.run.first + claim.run.n, plan, data)
     check_seals(claim, found)
     check_data(claim, images, found)

@@ -1,0 +1,346 @@
+"""Operators that are affine in the image: with weights, element by element, sums and joins, and those that only move or average values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rbench.certificates.rules import TINY, UNIT, Box, Rounded, Rule, Shape, Weights, fitted, gamma, total
+
+Back = tuple[list[Tensor], Tensor | None]
+
+# --- with weights: one pass for the middle, one with |W| for the radius ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted(Rule):
+    """W·x + b; w = (W, b or None)."""
+
+    affine: ClassVar[bool] = True
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def transposed(self, a: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+        """Wᵀ·a for a (many, *output), with the shape of the input."""
+        raise NotImplementedError
+
+    def channels(self, bias: Tensor) -> Tensor:
+        """The bias, to be broadcast over an output without rows."""
+        raise NotImplementedError
+
+    def fan_in(self, weight: Tensor) -> int:
+        return weight[0].numel()
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        return self.apply(x[0], given(w[0]), w[1])
+
+    def interval(self, w: Weights, *boxes: Box) -> Box:
+        weight = given(w[0])
+        return Box(mid=self.apply(boxes[0].mid, weight, w[1]), rad=self.apply(boxes[0].rad, weight.abs(), None))
+
+    def back(self, w: Weights, a: Tensor, shapes: tuple[Shape, ...], boxes: tuple[Box, ...] | None) -> Back:
+        moved = self.transposed(a.flatten(0, 1), given(w[0]), shapes[0]).unflatten(0, a.shape[:2])
+        return [moved], None if w[1] is None else total(a * self.channels(w[1]))
+
+    def error(self, w: Weights, *inputs: Rounded) -> Tensor:
+        weight, (size, error) = given(w[0]), inputs[0]
+        count = self.fan_in(weight) + 2
+        spread = self.apply(error + gamma(count) * (size + error), weight.abs(), None if w[1] is None else gamma(count) * w[1].abs())
+        return spread + count * TINY
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(Weighted):
+    """x·Wᵀ + b on the last axis."""
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.linear(x, weight, bias)
+
+    def transposed(self, a: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+        return a @ weight
+
+    def channels(self, bias: Tensor) -> Tensor:
+        return bias
+
+
+@dataclass(frozen=True, slots=True)
+class Conv(Weighted):
+    """2-d convolution with zero padding."""
+
+    stride: Shape = (1, 1)
+    padding: Shape = (0, 0)
+    dilation: Shape = (1, 1)
+    groups: int = 1
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def transposed(self, a: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+        """output_padding gives back the rows and columns that no window of a strided convolution ended on."""
+        reached = [
+            (out - 1) * step - 2 * pad + spread * (kernel - 1) + 1
+            for out, step, pad, spread, kernel in zip(
+                a.shape[-2:], self.stride, self.padding, self.dilation, weight.shape[-2:], strict=True
+            )
+        ]
+        left = [side - end for side, end in zip(shape[-2:], reached, strict=True)]
+        return functional.conv_transpose2d(a, weight, None, self.stride, self.padding, left, self.groups, self.dilation)
+
+    def channels(self, bias: Tensor) -> Tensor:
+        return bias[:, None, None]
+
+
+# --- element by element ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Diagonal(Rule):
+    """s·x + t with s and t broadcast to the output."""
+
+    affine: ClassVar[bool] = True
+
+    def pair(self, w: Weights, like: Tensor) -> tuple[Tensor, Tensor]:
+        """s and t, to be broadcast over rows."""
+        raise NotImplementedError
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        scale, shift = self.pair(w, x[0])
+        return x[0] * scale + shift
+
+    def interval(self, w: Weights, *boxes: Box) -> Box:
+        mid = boxes[0].mid
+        scale, shift = self.pair(w, mid)
+        mid = mid * scale + shift
+        return Box(mid=mid, rad=(boxes[0].rad * scale.abs()).expand_as(mid))
+
+    def back(self, w: Weights, a: Tensor, shapes: tuple[Shape, ...], boxes: tuple[Box, ...] | None) -> Back:
+        scale, shift = self.pair(w, a[:, 0])
+        return [fitted(a * scale, shapes[0])], total(a * shift)
+
+    def error(self, w: Weights, *inputs: Rounded) -> Tensor:
+        size, error = inputs[0]
+        scale, shift = self.pair(w, size)
+        return scale.abs() * error + gamma(4) * (scale.abs() * (size + error) + shift.abs()) + 4 * TINY
+
+
+@dataclass(frozen=True, slots=True)
+class Constant(Diagonal):
+    """The image with a constant: kind "add", "subtract" (x − c), "from" (c − x), "multiply" or "divide"; c is `number`, or w = (c,)."""
+
+    kind: str
+    number: float | None = None
+
+    def pair(self, w: Weights, like: Tensor) -> tuple[Tensor, Tensor]:
+        constant = given(w[0]) if self.number is None else like.new_tensor(self.number)
+        zero, one = like.new_zeros(()), like.new_ones(())
+        pairs = {"add": (one, constant), "subtract": (one, -constant), "from": (-one, constant), "multiply": (constant, zero)}
+        return (1 / constant, zero) if self.kind == "divide" else pairs[self.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm(Diagonal):
+    """Batch norm with given statistics; w = (weight or None, bias or None, mean, variance). `owner`: the submodule that keeps them."""
+
+    eps: float
+    owner: str = ""
+
+    def pair(self, w: Weights, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean = given(w[2])
+        scale = (given(w[3]) + self.eps).rsqrt()
+        scale = scale if w[0] is None else scale * w[0]
+        shift = -mean * scale if w[1] is None else w[1] - mean * scale
+        planes = (-1, *(1,) * (like.ndim - 2))
+        return scale.view(planes), shift.view(planes)
+
+    def error(self, w: Weights, *inputs: Rounded) -> Tensor:
+        """As `Diagonal`, with the roundings of the scale itself and of the bias minus the scaled mean."""
+        size, error = inputs[0]
+        scale, _ = self.pair(w, size)
+        planes = scale.shape
+        offset = (given(w[2]).view(planes) * scale).abs() + (0 if w[1] is None else w[1].abs().view(planes))
+        return scale.abs() * error + gamma(12) * (scale.abs() * (size + error) + offset) + 12 * TINY
+
+
+# --- several nodes --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(Rule):
+    """x + sign·z of two nodes; the same node may stand on both sides."""
+
+    sign: float = 1.0
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        return x[0] + self.sign * x[1]
+
+    def interval(self, w: Weights, *boxes: Box) -> Box:
+        mid, rad = boxes[0].mid + self.sign * boxes[1].mid, boxes[0].rad + abs(self.sign) * boxes[1].rad
+        return Box(mid=mid, rad=rad)
+
+    def back(self, w: Weights, a: Tensor, shapes: tuple[Shape, ...], boxes: tuple[Box, ...] | None) -> Back:
+        return [fitted(a, shapes[0]), fitted(self.sign * a, shapes[1])], None
+
+    def error(self, w: Weights, *inputs: Rounded) -> Tensor:
+        (size, error), (other, its) = inputs
+        error, size = error + abs(self.sign) * its, size + abs(self.sign) * other
+        return error + gamma(2) * (size + error) + 2 * TINY
+
+
+@dataclass(frozen=True, slots=True)
+class Cat(Rule):
+    """Nodes side by side along axis `dim` (rows are axis 0)."""
+
+    dim: int
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        return torch.cat(x, self.dim)
+
+    def interval(self, w: Weights, *boxes: Box) -> Box:
+        return Box(torch.cat([box.lower for box in boxes], self.dim), torch.cat([box.upper for box in boxes], self.dim))
+
+    def back(self, w: Weights, a: Tensor, shapes: tuple[Shape, ...], boxes: tuple[Box, ...] | None) -> Back:
+        return list(a.split([shape[self.dim - 1] for shape in shapes], self.dim + 1)), None
+
+    def error(self, w: Weights, *inputs: Rounded) -> Tensor:
+        return torch.cat([each.error for each in inputs], self.dim)
+
+
+# --- moved and averaged: no negative weight, so the ends of a box go to the ends --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Positive(Rule):
+    """An affine map without negative weights and without tensors of its own. `back` is the adjoint that autograd knows."""
+
+    affine: ClassVar[bool] = True
+    count: ClassVar[int] = 0  # rounded operations per output value, where they do not depend on the size
+
+    def roundings(self, shape: Shape) -> int:
+        return self.count
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def interval(self, w: Weights, *boxes: Box) -> Box:
+        return Box(self.value(w, boxes[0].lower), self.value(w, boxes[0].upper))
+
+    def back(self, w: Weights, a: Tensor, shapes: tuple[Shape, ...], boxes: tuple[Box, ...] | None) -> Back:
+        flat, keep = a.flatten(0, 1), torch.is_grad_enabled() and a.requires_grad
+        with torch.enable_grad():
+            zero = flat.new_zeros((len(flat), *shapes[0]), requires_grad=True)
+            (moved,) = torch.autograd.grad(self.value(w, zero), zero, flat, create_graph=keep)
+        return [moved.unflatten(0, a.shape[:2])], None
+
+    def error(self, w: Weights, *inputs: Rounded) -> Tensor:
+        size, error = inputs[0]
+        count = self.roundings(tuple(size.shape[1:]))
+        return self.value(w, error + gamma(count) * (size + error)) + count * TINY
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape(Positive):
+    """Every row in another shape, its values in the same order."""
+
+    shape: Shape
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        return x[0].reshape(len(x[0]), *self.shape)
+
+    def back(self, w: Weights, a: Tensor, shapes: tuple[Shape, ...], boxes: tuple[Box, ...] | None) -> Back:
+        return [a.reshape(*a.shape[:2], *shapes[0])], None
+
+
+@dataclass(frozen=True, slots=True)
+class Permute(Positive):
+    dims: Shape
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        return x[0].permute(self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Positive):
+    """Every `step`-th entry of one axis from `start` to before `end`; `drop`: the axis goes (it has one entry)."""
+
+    dim: int
+    start: int
+    end: int
+    step: int = 1
+    drop: bool = False
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        kept = x[0][(slice(None),) * self.dim + (slice(self.start, self.end, self.step),)]
+        return kept.squeeze(self.dim) if self.drop else kept
+
+
+@dataclass(frozen=True, slots=True)
+class Pad(Positive):
+    """A frame of the constant `fill`; negative widths cut."""
+
+    widths: Shape
+    fill: float = 0.0
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        return functional.pad(x[0], self.widths, value=self.fill)
+
+    def back(self, w: Weights, a: Tensor, shapes: tuple[Shape, ...], boxes: tuple[Box, ...] | None) -> Back:
+        parts, _ = super(Pad, self).back(w, a, shapes, boxes)
+        return parts, None if self.fill == 0 else total(a * self.value(w, a.new_zeros((1, *shapes[0]))))
+
+    def error(self, w: Weights, *inputs: Rounded) -> Tensor:
+        return functional.pad(inputs[0].error, self.widths) + UNIT * abs(self.fill)
+
+
+@dataclass(frozen=True, slots=True)
+class AvgPool(Positive):
+    kernel: Shape
+    stride: Shape
+    padding: Shape = (0, 0)
+    ceil: bool = False
+    count_padding: bool = True
+    divisor: int | None = None
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        return functional.avg_pool2d(x[0], self.kernel, self.stride, self.padding, self.ceil, self.count_padding, self.divisor)
+
+    def roundings(self, shape: Shape) -> int:
+        return math.prod(self.kernel) + 2
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveAvgPool(Positive):
+    """Averages over bins that cover the plane; their borders depend on the size alone."""
+
+    size: Shape
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(x[0], list(self.size))  # type: ignore[arg-type]  # torch says tuples of two
+
+    def roundings(self, shape: Shape) -> int:
+        return math.prod(math.ceil(side / bins) + 1 for side, bins in zip(shape[-2:], self.size, strict=True)) + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Mean(Positive):
+    """The mean over axes, or their sum."""
+
+    dims: Shape
+    keep: bool = False
+    summed: bool = False
+
+    def value(self, w: Weights, *x: Tensor) -> Tensor:
+        return x[0].sum(self.dims, self.keep) if self.summed else x[0].mean(self.dims, self.keep)
+
+    def roundings(self, shape: Shape) -> int:
+        return math.prod(shape[dim - 1] for dim in self.dims) + 2
+
+
+def given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None  # the tracer filled it
+    return tensor
