@@ -13,21 +13,22 @@ from torch import Tensor
 
 from rbench.data.dataset import Dataset
 from rbench.questions import set_record
-from rbench_core.files import atomic_write, canonical_json, sha256_bytes
+from rbench_core.files import atomic_write
+from rbench_results.seal import set_digest
 from rbench_threats.protocol import PerturbationSet, Portrait
 
 SHOWN = 8  # images of the data set that a portrait may draw from
 
 
-def set_digest(space: PerturbationSet) -> str:
+def digest_of(space: PerturbationSet) -> str:
     """SHA-256 of a set by content: what names its page."""
-    return sha256_bytes(canonical_json(set_record(space)).encode())
+    return set_digest(set_record(space))
 
 
 def store_portraits(folder: Path, spaces: Sequence[PerturbationSet], data: Dataset) -> None:
     """Write `sets/DIGEST.safetensors` for every set that can be drawn (capability "portrait") and is not there yet. Raises FileError."""
     for space in spaces:
-        path = folder / "sets" / f"{set_digest(space)}.safetensors"
+        path = folder / "sets" / f"{digest_of(space)}.safetensors"
         if "portrait" in space.capabilities and not path.exists():
             with torch.no_grad():
                 portrait: Portrait = space.portrait(data.x[:SHOWN])  # type: ignore[attr-defined]  # the capability

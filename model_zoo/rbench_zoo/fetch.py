@@ -6,11 +6,9 @@ Nothing in a weights file is executed: it is safetensors, or a state dict that t
 from __future__ import annotations
 
 import contextlib
-import http.client
 import io
 import os
 import pickle
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -21,14 +19,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from rbench_core.download import fetched
 from rbench_core.errors import FileError, ModelError
-from rbench_core.files import atomic_write, cache_folder, checked, looks_like_html, read_checked, reason, sha256_file
+from rbench_core.files import cache_folder, looks_like_html, read_checked, sha256_file
 from rbench_zoo.card import Card, Original
 from rbench_zoo.catalogue import BUILT_IN
 
 WEIGHTS = Path(__file__).parent / "weights"
-PATIENCE = 10.0  # seconds that a download may stand still
-LARGEST = 1 << 31  # bytes of a weights file that is fetched
 
 
 def tensors_of(card: Card) -> dict[str, Tensor]:
@@ -94,20 +91,8 @@ def _in_mirror(name: str, sha256: str, suffix: str = ".safetensors") -> Path | N
 
 def _fetched(url: str, sha256: str) -> bytes:
     """The file at the address, kept in the user's cache under its digest. Raises ModelError, FileError."""
-    kept = _kept(url, sha256)
-    if kept.is_file():
-        return read_checked(kept, sha256)
-    try:
-        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            data: bytes = answer.read(LARGEST + 1)
-    except (OSError, http.client.HTTPException) as error:
-        why = getattr(error, "reason", None) or (reason(error) if isinstance(error, OSError) else type(error).__name__)
-        fix = "Go online, or set RBENCH_WEIGHTS to a folder that holds the file."
-        raise ModelError(f"{url}: {why}", fix=fix) from error
-    checked(data, sha256, url)
-    with contextlib.suppress(FileError):  # a full or read-only cache costs a download next time, nothing more
-        atomic_write(kept, data)
-    return data
+    fix = "Go online, or set RBENCH_WEIGHTS to a folder that holds the file."
+    return fetched(url, sha256, _kept(url, sha256), error=ModelError, fix=fix)
 
 
 def _safetensors(data: bytes, card: Card, where: object) -> dict[str, Tensor]:

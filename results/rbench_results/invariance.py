@@ -20,8 +20,8 @@ BALLS = ("strict", "nominal")
 def figures(rows: Iterable[VerdictRecord], certified: Mapping[str, AbstractSet[int]] | None = None) -> dict[str, Any]:
     """All figures of one set under one model. certified: per ball (strict, nominal) the examples whose label is proved constant on it.
 
-    strict: a ball that really holds the candidate; nominal: the declared one, which an 8-bit set may leave by a grey level. `error` rows stay
-    in every n and never count as a hit. Raises Alarm where a strict proof covers a candidate on which the model changed its answer.
+    strict: a ball that really holds the candidate; nominal: the declared one, which an 8-bit set may leave by a grey level. `error` rows
+    stay in every n and never count as a hit. Raises Alarm where a strict proof covers a candidate on which the model changed its answer.
     """
     known = [row for row in rows if row.oracle is not None]
     changed = [row for row in known if row.oracle != row.label]

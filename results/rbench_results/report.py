@@ -30,6 +30,7 @@ class Member:
     found: dict[int, list[str]] = field(default_factory=dict)
     statuses: dict[int, str | None] = field(default_factory=dict)
     alarms: list[int] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)  # of a proof about a ball with an answer inside it
     has_certificate: bool = False
     objective: str = "sensitivity"
     balls: list[tuple[Fraction, set[int]]] = field(default_factory=list)  # radius of a ball around candidates, examples certified in it
@@ -42,7 +43,12 @@ class Member:
     def invariance(self) -> dict[str, Any]:
         """The figures of a set of candidates with people's labels; `nominal` is the smallest ball around them, `strict` the largest."""
         balls = [proved for _, proved in sorted(self.balls, key=lambda ball: ball[0])]
-        return figures(self.rows.values(), {"nominal": balls[0], "strict": balls[-1]} if balls else {})
+        proved = {"nominal": balls[0], "strict": balls[-1]} if balls else {}
+        try:
+            return figures(self.rows.values(), proved)
+        except Alarm as alarm:
+            self.contradictions.append(str(alarm))
+            return figures(self.rows.values())
 
     def settle(self) -> None:
         """Join what the attack and the certificate say of each example."""
@@ -77,8 +83,8 @@ def run_report(store: Store, run_id: str) -> dict[str, Any]:
         "counts": tally(counted.values()),
         "verdicts": [_verdict(index, status, members) for index, status in statuses.items()],
         **_costs(store, run),
-        "warnings": run.warnings + [_alarm(index, member) for member in members for index in member.alarms],
-        "alarm": any(member.alarms for member in members),
+        "warnings": run.warnings + [warning for member in members for warning in _alarms(member)],
+        "alarm": any(member.alarms or member.contradictions for member in members),
         "site": _page(store, run),
     }
 
@@ -206,8 +212,9 @@ def _sum(stages: Sequence[StageRecord]) -> dict[str, Any]:
     return {name: sum(getattr(stage, name) for stage in stages) for name in PASSES}
 
 
-def _alarm(index: int, member: Member) -> dict[str, str]:
-    return {"code": "alarm", "text": f"example {index} is both broken and certified under {member.spec}: a witness or a proof is wrong"}
+def _alarms(member: Member) -> list[dict[str, str]]:
+    both = [f"example {index} is both broken and certified under {member.spec}: a witness or a proof is wrong" for index in member.alarms]
+    return [{"code": "alarm", "text": text} for text in both + member.contradictions]
 
 
 def _dict(figure: Figure | None) -> dict[str, Any] | None:

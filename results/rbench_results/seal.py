@@ -5,9 +5,10 @@ A seal proves nothing against somebody who writes a new one: only looking again 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 from rbench_core.files import canonical_json, sha256_bytes
 from rbench_results.records import QuestionRecord, VerdictRecord
@@ -19,6 +20,11 @@ def question_key(record: QuestionRecord) -> str:
     """SHA-256 of the canonical JSON of what is asked (DESIGN section 5), in which no name of ours stands."""
     content = {name: getattr(record, name) for name in ("model", "dataset", "set", "objective", "seed", "engine", "precision")}
     return sha256_bytes(canonical_json({**content, "plan": record.plan_json}).encode())
+
+
+def set_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a question's `set`: what the file of its portrait and its page are named by."""
+    return sha256_bytes(canonical_json(content).encode())
 
 
 def seal_of(question: str, verdict: VerdictRecord) -> str:

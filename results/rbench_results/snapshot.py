@@ -63,6 +63,10 @@ def _check_question(question: QuestionRecord) -> None:
         raise StoreError(f"{called}: family or extent is not that of its set", fix="It was changed.")
     if not all(EXTENT.fullmatch(value) for value in question.extent.values()):
         raise StoreError(f"{called}: extent {str(question.extent)[:80]}", expected="exact radii such as 3/10")
+    if question.kind == "attack" and any("certificate" in step for step in question.plan_json if isinstance(step, dict)):
+        raise StoreError(f"{called}: its steps are those of a certificate", expected="kind certificate", fix="It was changed.")
+    if question.kind == "certificate" and not all(isinstance(step, dict) and "certificate" in step for step in question.plan_json):
+        raise StoreError(f"{called}: a certificate by attacks", expected="steps that prove", fix="It was changed.")
     if question.kind not in STATUSES:
         raise StoreError(f"{called}: kind {question.kind!r:.40}", expected=f"one of: {', '.join(STATUSES)}")
 

@@ -61,7 +61,8 @@ def _figures(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{name:<{width}}{_figure(member['robust'])}  {_asked(member, report['n'])}".rstrip()
     if len(members) > 1:
         yield f"{'worst member of each image':<{width}}{_figure(report['robust'])}"
-    yield f"{'certified':<{width}}{_figure(report['certified']) if report['certified'] else '    n/a  no certificate was asked for, or none is known'}"
+    none = "    n/a  no certificate was asked for, or none is known"
+    yield f"{'certified':<{width}}{_figure(report['certified']) if report['certified'] else none}"
     if any(member["skipped"] for member in members.values()):
         yield "–: an image that fell to one member is not asked of the next; --full asks every member of all"
 

@@ -58,7 +58,7 @@ def stored():
     return net
 """
 ABOUT = ("--title", "Linear", "--training", "none at all", "--licence", "MIT")
-PLAN = ("--plan", "pgd(steps=10)", "--threat", "linf(eps=0.06)", "--n", "120")
+PLAN = ("--plan", "pgd(steps=10)", "--threat", "linf(eps=0.06)", "--n", "120", "--certify", "none")
 
 
 class Done:
@@ -166,6 +166,21 @@ def test_a_card_that_names_foreign_code_does_not_run_it(plain: Path, tmp_path: P
 
     done = command("verify", repacked(plain, evil), "--results", tmp_path / "there")
     assert "os:getcwd is code of the bundle" in done.out
+
+
+def test_proofs_travel_and_are_computed_again(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    model, results = f"{tmp_path / 'net.py'}:make", ("--results", tmp_path / "results")
+    asked = ("--dataset", "digits", "--threat", "linf(eps=0.02)", "--n", "60", "--plan", "pgd(steps=3)")
+    done = command("run", "--model", model, *asked, "--json", *results)
+    proved = json.loads(done.out)["certified"]
+    assert 0 < proved["accuracy"] < 1
+    assert command("submit", model, "--name", "proved", *ABOUT, "--out", tmp_path, *results).code == 0
+    bundle, there = tmp_path / "proved.rbench.zip", tmp_path / "there"
+    checked = command("verify", bundle, "--run-code", "--sample", "all", "--results", there)
+    assert "verified on 60 of 60" in checked.out, checked.out + checked.err
+    assert command("merge", bundle, "--results", there).code == 0
+    assert json.loads(command("show", "latest", "--json", "--results", there).out)["certified"] == proved
 
 
 # --- submitting ---------------------------------------------------------------------------------------------------------------------
@@ -366,7 +381,7 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a row of somebody's run": (lambda r: rows_of(r)[0].update(run="20200101-000000-abcdef"), "outside the submitted runs"),
     "a row without a seal": (lambda r: rows_of(r)[0].update(seal=""), "without a seal"),
     "costs of somebody's run": (lambda r: r["stages"][0].update(run="20200101-000000-abcdef"), "costs of a run"),
-    "a proof": (lambda r: r["questions"][0].update(kind="certificate"), "proofs"),
+    "a proof": (lambda r: r["questions"][0].update(kind="certificate"), "a certificate by attacks"),
     "a run of the year 9999": (lambda r: r["runs"][0].update(started="9999-12-31T00:00:00+00:00"), "no run of the past"),
     "a run without a time": (lambda r: r["runs"][0].update(started="soon"), "no run of the past"),
     "a slice without end": (lambda r: (r["runs"][0].update(n=2**62), r["datasets"][0].update(size=2**62)), "none that rbench knows"),

@@ -23,9 +23,11 @@ SETS = {  # the catalogue's one line per set; sets of installed packages join by
     "l1": "rbench_threats.lp:L1",
     "l0": "rbench_threats.lp:L0",
     "rotation-translation": "rbench_threats.spatial:RotationTranslation",
+    "contextual": "rbench_threats.contextual:Contextual",
     "learned": "rbench_threats.learned:Learned",
     "invariance": "rbench_threats.stored:Stored",
     "union": "rbench_threats.composite:Union",
+    "affine": "rbench_threats.affine:Affine",
 }
 PRESET_KEYS = ("name", "title", "summary", "specs", "source")
 
@@ -153,8 +155,8 @@ def _from_file(name: str, kind: Any, text: str) -> Any:
     digest = sha256_bytes(text.encode())
 
     def family(self: Any) -> str:
-        plain = kind.family
-        return f"{plain.fget(self) if isinstance(plain, property) else plain}@{digest}"
+        plain = vars(kind).get("family", kind.family)
+        return f"{plain.__get__(self, kind) if isinstance(plain, property) else plain}@{digest}"
 
     def spec(self: Any) -> str:
         return written(written_name(name), {field.name: getattr(self, field.name) for field in fields(self)})

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rbench_core.files import atomic_write, canonical_json, results_folder
 from rbench_results.database import FILE
 from rbench_results.merge import Merged, add, merge, snapshot
 from rbench_results.reading import read_snapshot, written
-from rbench_results.seal import is_named_by_content
+from rbench_results.seal import is_named_by_content, set_digest
 from rbench_results.site.build import build_site
 from rbench_results.snapshot import Snapshot, check
 from rbench_results.store import Store
@@ -147,6 +148,8 @@ def _merged(
     with Store.open(folder) as store:
         for name in sorted({row.witness for rows in records.verdicts.values() for row in rows if row.witness is not None}):
             _copy(folder, name, file)
+        for question in records.questions if how is merge else ():  # a bundle brings no pictures of sets
+            _copy_portrait(folder, f"sets/{set_digest(question.set)}.safetensors", file)
         done = how(store, records)
         build_site(store)
         return done, store
@@ -166,6 +169,13 @@ def _copy(folder: Path, name: str, file: Callable[[str], bytes]) -> None:
     if not is_named_by_content(name, data):
         raise FileError(f"witness file {name}: its content has another digest", fix="It was changed: ask for the original.")
     atomic_write(target, data)
+
+
+def _copy_portrait(folder: Path, name: str, file: Callable[[str], bytes]) -> None:
+    """What a page shows of a set, unless it is here: it decides no figure."""
+    if not (folder / name).is_file():
+        with suppress(FileError):
+            atomic_write(folder / name, file(name))
 
 
 def _of_database(path: Path) -> Snapshot:

@@ -146,7 +146,7 @@ def _in_the_past(run: RunRecord) -> bool:
 
 
 def _known(record: DatasetRecord) -> bool:
-    source = sources.SOURCES.get(record.name)
+    source = sources.SOURCES.get(record.of or record.name)  # candidates that a threat brings are as those of the set they were made from
     return source is not None and (record.shape, record.classes) == (source.shape, source.classes) and record.size <= source.test
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,8 +94,9 @@ class Clamp(Activation):
 
     def lines(self, low: Tensor, high: Tensor) -> Lines:
         """A line through a kink and an end of the interval, or through one kink with slope 0 or 1, whichever encloses."""
-        floor = low.clamp_max(self.ceiling) - 1 if self.floor is None else torch.full_like(low, self.floor)
-        ceiling = high.clamp_min(self.floor) + 1 if self.ceiling is None else torch.full_like(low, self.ceiling)
+        lowest, highest = -math.inf if self.floor is None else self.floor, math.inf if self.ceiling is None else self.ceiling
+        floor = low.clamp_max(highest) - 1 if self.floor is None else torch.full_like(low, lowest)
+        ceiling = high.clamp_min(lowest) + 1 if self.ceiling is None else torch.full_like(low, highest)
         above, over = self._upper(low, high, floor, ceiling)
         below, under = self._upper(-high, -low, -ceiling, -floor)  # the curve turned by half a circle is a clamp again
         return Lines(below, -under, above, over)
@@ -194,7 +196,8 @@ class MaxPool(Rule):
         assert boxes is not None
         places = self._places(shapes[0], tuple(a.shape[-2:]), a.device)  # (kernel, windows)
         low, high = (self._members(end, places) for end in (boxes[0].lower, boxes[0].upper))  # (rows, channels, kernel, windows)
-        best, first = low.max(2, keepdim=True)
+        best = low.amax(2, keepdim=True)
+        first = torch.where(low == best, high, -torch.inf).argmax(2, keepdim=True)  # of equal lower ends the one that reaches further
         others = high.scatter(2, first, -torch.inf).amax(2, keepdim=True)
         alone, top = (others <= best).squeeze(2).unsqueeze(1), high.amax(2).unsqueeze(1)
         flat = a.flatten(-2)  # (rows, specs, channels, windows)

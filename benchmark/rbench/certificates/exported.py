@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from rbench.certificates.call import Call, Constant, Place, Refusal, Symbol
 from rbench.certificates.graph import Fetch, Node, live
-from rbench.certificates.operators import OPERATORS, Call, Constant, Place, Refusal, Symbol
+from rbench.certificates.operators import OPERATORS
 from rbench.certificates.rules import Rule, Shape
 from rbench_core.errors import Unsupported
 

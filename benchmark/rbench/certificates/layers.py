@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from rbench.certificates.activations import ELU, Clamp, LeakyReLU, MaxPool, ReLU, Sigmoid
-from rbench.certificates.affine import AvgPool, BatchNorm, Constant, Conv, Linear, Reshape
+from rbench.certificates.affine import BatchNorm, Constant, Conv, Linear
 from rbench.certificates.graph import Node, live
+from rbench.certificates.moved import AvgPool, Reshape
 from rbench.certificates.rules import Rule, Shape
 from rbench_zoo.architectures import Normalise
 

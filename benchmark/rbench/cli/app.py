@@ -20,6 +20,9 @@ from rbench_core.errors import RbenchError, UnknownName
 COMMANDS = {
     "run": "rbench.cli.compute",
     "train": "rbench.cli.compute",
+    "learn-set": "rbench.cli.compute",
+    "budgets": "rbench.cli.budgets",
+    "invariance": "rbench.cli.invariance",
     "verify": "rbench.cli.evidence",
     "submit": "rbench.cli.evidence",
     "merge": "rbench.cli.evidence",
@@ -31,7 +34,7 @@ COMMANDS = {
     "site": "rbench.cli.listings",
     "doctor": "rbench.cli.looking",
 }
-"""Command → module that defines a function of that name. The order is the help page's."""
+"""Command → module that defines a function of that name, _ for -. The order is the help page's."""
 
 LONGEST = 1000
 """Characters of an error's line."""
@@ -46,7 +49,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
+        command = getattr(import_module(COMMANDS[cmd_name]), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

@@ -1,4 +1,4 @@
-"""The commands that compute: `run` and `train`. torch is imported inside them, never for the help."""
+"""The commands that compute: `run`, `train` and `learn-set`. torch is imported inside them, never for the help."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def run(as_json: bool, **options: Any) -> int:
 @click.option("--name", metavar="NAME", help="The model's name.  [default: DATASET-RECIPE]")
 @click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="In place of the recipe's own number.")
 def train(recipe: str, **options: Any) -> None:
-    """Train a model by RECIPE: standard, standard-mlp, linf-at, linf-at-wide, l2-at, l1-at, msd, eat, avg or max (docs/recipes.md).
+    """Train a model by RECIPE: standard, standard-mlp, linf-at, linf-at-wide, l2-at, l1-at, msd, eat, avg, max, rt, union-rt-max,
+    union-rt-avg, union-rt-eat, cvae-at, cvae-aug, ibp, ibp-longer, contextual or contextual-map (docs/recipes.md).
 
     Prints where the card is.
 
@@ -85,4 +86,26 @@ def train(recipe: str, **options: Any) -> None:
 
     with stderr_progress() as progress:
         path = follow(recipe, progress=progress, **options)
+    click.echo(path)
+
+
+@click.command("learn-set")
+@click.argument("config")
+@click.option("--data", type=FOLDER, metavar="DIR", help="Where the data lies.  [default: RBENCH_DATA, else the cache folder]")
+@click.option("--seed", type=SEED, default=0, show_default=True, metavar="S", help="Initial weights, pairs, order and noise.")
+@click.option("--device", default="cpu", show_default=True, metavar="D", help="cpu, cuda, cuda:1.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Where card, weights and log go.  [default: this folder]")
+@click.option("--epochs", type=click.IntRange(min=1), metavar="N", help="In place of the config's own; its schedules are stretched.")
+def learn_set(config: str, **options: Any) -> None:
+    """Learn a perturbation set from pairs, by CONFIG: digits-rts, mnist-rts, mnist-linf-fc, mnist-linf-conv or FILE.toml.
+
+    Prints where the card is: `--threat 'learned("CARD.toml", radius=R)'` is the set, and the card says which R was validated
+    (docs/learned-sets.md).
+
+    The same command again goes on after the last epoch that was finished.
+    """
+    from rbench.training.generative import learn_set as follow
+
+    with stderr_progress() as progress:
+        path = follow(config, progress=progress, **options)
     click.echo(path)

@@ -6,7 +6,6 @@ cache. A folder that the user named is never written to. Nothing here imports to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rbench_core.errors import DataError, UnknownName, UsageError
 from rbench_core.files import cache_folder
+from rbench_core.roots import data_roots
 
 if TYPE_CHECKING:
     from rbench.data.dataset import Dataset
@@ -217,9 +217,7 @@ def _download(source: Source, roots: list[Path]) -> Path:
 
 def _roots(root: Path | str | None) -> list[Path]:
     """The folder given, else RBENCH_DATA; then the user's cache, the only one that is written to."""
-    named = str(root) if root is not None else os.environ.get("RBENCH_DATA", "").strip()
-    cache = cache_folder() / "data"
-    return [Path(named).expanduser(), cache] if named else [cache]
+    return data_roots(root, cache_folder() / "data")
 
 
 def _where(source: Source, root: Path | None) -> str | None:

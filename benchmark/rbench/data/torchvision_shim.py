@@ -8,15 +8,13 @@ import os
 import socket
 import sys
 import tempfile
-import threading
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rbench_core.download import reachable
 from rbench_core.errors import DataError
 
 CLASSES = {"mnist": ("MNIST", "MNIST"), "fashion-mnist": ("FashionMNIST", "FashionMNIST"), "cifar10": ("CIFAR10", "cifar-10-batches-py")}
@@ -84,23 +82,8 @@ def _addresses(dataset: Any) -> list[str]:
 
 
 def _reachable(addresses: list[str]) -> bool:
-    """Whether any server answers within PATIENCE. In a thread, because a name server that is silent heeds no time limit."""
-    answers: list[str] = []
-
-    def ask(address: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            try:
-                urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE).close()
-            except urllib.error.HTTPError as refusal:  # a server that refuses HEAD is there all the same
-                refusal.close()
-            answers.append(address)
-
-    threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    return bool(answers)
+    """Whether any server answers within PATIENCE."""
+    return reachable(addresses, PATIENCE)
 
 
 @contextlib.contextmanager

@@ -140,7 +140,6 @@ class Pages:
         self.folder.table(f"run-{run.slug}-attacks", runs.stage_rows(run))
         self._write(run.page, "run.html", run=run, facts=runs.record_of(facts, run))
 
-
     def tradeoff(self, page: tradeoff.Tradeoff) -> None:
         """Robust accuracy against following people."""
         self.folder.table("tradeoff", tradeoff.table_rows(page))

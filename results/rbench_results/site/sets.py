@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rbench_core.files import canonical_json, sha256_bytes
 from rbench_results.records import QuestionRecord
+from rbench_results.seal import set_digest
 from rbench_results.site.boards import Board
 from rbench_results.site.facts import Facts
 from rbench_results.site.pictures import png, rgba
@@ -59,14 +59,9 @@ def page_of(digest: str) -> str:
     return f"set-{digest[:16]}.html"
 
 
-def digest_of(question: QuestionRecord) -> str:
-    """SHA-256 of the question's set by content: the name of its portrait's file."""
-    return sha256_bytes(canonical_json(question.set).encode())
-
-
 def read(facts: Facts, boards: Sequence[Board]) -> list[SetPage]:
     """The sets that the store has questions about and that have a portrait, in the order of their specs."""
-    asked = {digest_of(question): question for question in facts.questions.values()}
+    asked = {set_digest(question.set): question for question in facts.questions.values()}
     found = [page for digest, question in asked.items() if (page := _page(facts.store.folder, digest, question)) is not None]
     for page in found:
         page.boards = [board for board in boards if any(member.spec == page.spec for member in board.members)]

@@ -81,10 +81,6 @@ class Panel:
         """The points that have both coordinates."""
         return [point for point in self.points if point.robust and point.follows["n"]]
 
-    def width(self, proofs: bool) -> int:
-        """Columns of the table: who follows, and beside a ball robust accuracy and, where anybody asked, the proofs that are wrong."""
-        return 1 if self.eps is None else 2 + proofs
-
     @property
     def changed(self) -> int:
         """|C|: the candidates that people call something else."""
@@ -125,9 +121,7 @@ class Tradeoff:
         return sorted(lines, key=lambda line: ([-(p.follows["accuracy"] or 0) if p else 1 for p in reversed(line[1])], line[0].name))
 
 
-def tradeoff(
-    facts: Facts, boards: Sequence[Board], pictures: Mapping[str, Sequence[Picture]], sets: Sequence[SetPage]
-) -> Tradeoff | None:
+def tradeoff(facts: Facts, boards: Sequence[Board], pictures: Mapping[str, Sequence[Picture]], sets: Sequence[SetPage]) -> Tradeoff | None:
     """The page's content; None where no model was asked about candidates with people's labels."""
     panels = [panel for board in boards if board.follows and (panel := _panel(facts, board, boards, pictures, sets))]
     panels.sort(key=lambda panel: (panel.home, panel.eps is None, panel.eps or 0, -panel.ceiling["n"], panel.name))
