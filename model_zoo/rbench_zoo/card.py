@@ -70,7 +70,10 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How the weights came about: a recipe of ours with its seed makes them again; `summary` tells it of others' nets."""
+    """How the weights came about: a recipe of ours with its seed makes them again; `summary` tells it of others' nets.
+
+    budgets: the digest of the budgets that were trained with the net.
+    """
 
     recipe: str | None = None
     seed: int | None = None
@@ -78,6 +81,7 @@ class Training:
     threat: str | None = None
     command: str | None = None
     summary: str | None = None
+    budgets: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +208,7 @@ def _training(table: Table) -> Training:
         threat=table.take("threat", str),
         command=table.take("command", str),
         summary=table.take("summary", str),
+        budgets=table.take("budgets", str, check=_is_sha256),
     )
     table.finish()
     return training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,29 @@ SCHEMES = {  # how many inner attacks each asks for; None: one per member of a u
     "avg": None,
     "max": None,
     "eat": None,
+    "harder": 1,
+    "ibp": 0,
+    "ibp-budgets": 0,
 }
+CERTIFIED = ("ibp", "ibp-budgets")
 TEXTS = ("attacks",)
-NUMBERS = ("chances", "rates")
+NUMBERS = ("chances", "rates", "falls")
+SCALARS = ("rate", "weight_decay", "warmup", "clip", "ramp", "kappa")
+BUDGETS = {"form": str, "volume": float, "low": float, "high": float, "rate": float, "width": int}
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One recipe on one data set. The learning rate rises linearly to `rate` over the first two fifths and falls to 0 (Maini et al. 2020).
+    """One recipe on one data set. The learning rate rises linearly to `rate` over the first two fifths and falls to 0 (Maini et al. 2020),
+    or, with `falls`, it is `rate` from the start and falls to a fifth after each of these shares of the epochs.
 
     adversarial: every batch is replaced by what `attacks` finds in `threat`. avg, max, eat: `attacks` has one per member of `threat`;
     trained on are all of them, the worst per image, or one drawn per batch, by `chances` where given. msd: multi steepest descent over the
-    members, `rates` radii per step each. Over the first `warmup` epochs the radius grows linearly to its full size. Weights after the
-    last epoch are kept; nothing is chosen by test accuracy. `net` is the architecture in words.
+    members, `rates` radii per step each. Over the first `warmup` epochs the radius grows linearly to its full size. ibp: the loss of
+    interval bounds over a box set; after `warmup` epochs without a bound the radius grows over `ramp` epochs, and the clean loss keeps the weight
+    `kappa`. ibp-budgets: likewise, and the half-widths are learned with the net: `budgets`, published under the name that `threat` gives.
+    `start` is the recipe whose model lends its weights; `clip` the largest norm of a gradient, 0: any. Weights after the last epoch are
+    kept; nothing is chosen by test accuracy. `net` is the architecture in words.
     """
 
     name: str
@@ -51,6 +61,12 @@ class Recipe:
     rates: tuple[float, ...] = ()
     weight_decay: float = 0.0
     warmup: float = 0.0
+    falls: tuple[float, ...] = ()
+    clip: float = 0.0
+    start: str | None = None
+    ramp: float = 0.0
+    kappa: float = 0.0
+    budgets: dict[str, Any] = field(default_factory=dict)
 
 
 def recipe_files() -> dict[str, Entry]:
@@ -82,7 +98,7 @@ def read_recipe(name: str, dataset: str) -> Recipe:
     if dataset not in on:
         raise UsageError(f"recipe {name} is not written for {dataset}", expected=f"one of: {', '.join(sorted(on))}")
     table = {**{key: value for key, value in entry.table.items() if key != "on"}, **on[dataset], "dataset": dataset}
-    only(table, [field.name for field in fields(Recipe)], entry.path)
+    only(table, [each.name for each in fields(Recipe)], entry.path)
     return _checked(table, entry.path)
 
 
@@ -90,7 +106,7 @@ def _checked(table: dict[str, Any], path: Path) -> Recipe:
     _check_values(table, path)
     lists = {key: tuple(table.get(key, ())) for key in TEXTS} | {key: tuple(map(float, table.get(key, ()))) for key in NUMBERS}
     try:
-        recipe = Recipe(**{**table, **lists, "warmup": float(table.get("warmup", 0))})
+        recipe = Recipe(**{**table, **lists, **{key: float(table[key]) for key in SCALARS if key in table}})
     except TypeError as error:
         raise CardError(f"{path}: {error}") from error
     if recipe.scheme not in SCHEMES:
@@ -99,6 +115,7 @@ def _checked(table: dict[str, Any], path: Path) -> Recipe:
         raise CardError(f"{path}: threat and scheme {recipe.scheme} do not go together", expected="a threat for every scheme but standard")
     _check_attacks(recipe, path)
     _check_chances(recipe, path)
+    _check_certified(recipe, path)
     return recipe
 
 
@@ -112,7 +129,11 @@ def _check_values(table: dict[str, Any], path: Path) -> None:
     for key in ("epochs", "batch"):
         if key in table and (type(table[key]) is not int or table[key] < 1):
             raise CardError(f"{path}: {key} = {table[key]!r}", expected="a whole number from 1 on")
-    for key, low, expected in (("rate", 1e-12, "a learning rate above 0"), ("warmup", 0.0, "epochs, from 0 on")):
+    bounded = {
+        "rate": (1e-12, "a learning rate above 0"), "warmup": (0.0, "epochs, from 0 on"), "ramp": (0.0, "epochs, from 0 on"),
+        "clip": (0.0, "a norm, from 0 on"), "kappa": (0.0, "a weight from 0 to 1"), "weight_decay": (0.0, "a number from 0 on"),
+    }  # fmt: skip
+    for key, (low, expected) in bounded.items():
         value = table.get(key, 1)
         if type(value) not in (int, float) or not low <= value < float("inf"):
             raise CardError(f"{path}: {key} = {value!r}", expected=expected)
@@ -135,3 +156,20 @@ def _check_chances(recipe: Recipe, path: Path) -> None:
             f"{path}: chances = {list(chances)} for scheme {recipe.scheme}",
             expected="with scheme eat only: one number from 0 on per attack, not all 0",
         )
+
+
+def _check_certified(recipe: Recipe, path: Path) -> None:
+    """What only certified schemes know, and what they need."""
+    given = {key for key in ("ramp", "kappa", "budgets") if getattr(recipe, key)}
+    if recipe.scheme not in CERTIFIED and given:
+        raise CardError(f"{path}: {min(given)} for scheme {recipe.scheme}", expected=f"it with {' or '.join(CERTIFIED)} only")
+    if recipe.kappa > 1 or not all(0 < fall < 1 for fall in recipe.falls):
+        raise CardError(f"{path}: kappa = {recipe.kappa}, falls = {list(recipe.falls)}", expected="shares from 0 to 1")
+    wanted = set(BUDGETS) - ({"width"} if recipe.budgets.get("form") == "map" else set()) if recipe.scheme == "ibp-budgets" else set()
+    right = set(recipe.budgets) == wanted and all(type(recipe.budgets[key]) in (BUDGETS[key], *_also(BUDGETS[key])) for key in wanted)
+    if not right:
+        raise CardError(f"{path}: budgets = {recipe.budgets}", expected=f"{', '.join(sorted(wanted)) or 'none'} for scheme {recipe.scheme}")
+
+
+def _also(kind: type) -> tuple[type, ...]:
+    return (int,) if kind is float else ()

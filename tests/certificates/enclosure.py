@@ -61,7 +61,7 @@ def worst(net: nn.Module, shape: tuple[int, ...], graph: Graph | None = None, se
         found = ibp.boxes(graph, own, Box(lower, upper), len(graph.nodes) - 1)
         logits = net(members(lower, upper).flatten(0, 1)).unflatten(0, (-1, len(lower)))
         outside = torch.maximum(found[-1].lower - logits, logits - found[-1].upper).max()
-        interval = ibp.tail(graph, own, found, specs) - true
+        interval = ibp.tail(graph, own, found[graph.tail], specs) - true
         linear = crown.backward(graph, own, found, specs) - true
     return max(float(outside), float(interval.max()), float(linear.max()))
 

@@ -49,11 +49,11 @@ def given_batch(space: PerturbationSet, shape: tuple[int, int, int], seed: int) 
 
 
 def rows(count: int, seed: int = 0, spec: str = "laws") -> Row:
-    """Rows of examples 0 … count − 1, labels 0."""
+    """Rows of examples 0 … count − 1, labels 0, restarts 0 to 4 by turns: sets whose rows search slices show all kinds of them."""
     index, zero = np.arange(count), np.zeros(count, dtype=np.int64)
     key = torch.from_numpy(row_keys(seed, spec, index, zero - 1, zero))
     none = torch.zeros(count, dtype=torch.long)
-    return Row(torch.arange(count), none, none - 1, none, key, none)
+    return Row(torch.arange(count), none, none - 1, torch.arange(count) % 5, key, none)
 
 
 def images(shape: tuple[int, int, int], count: int, seed: int) -> Tensor:

@@ -117,15 +117,22 @@ def test_plans_say_what_they_do_with_every_set(plan: Plan) -> None:
             with pytest.raises(UsageError, match=entry.space.family):
                 plan.stages_for(entry.space)
             continue
-        stages = plan.stages_for(entry.space)
-        places = [plan.stages.index(stage) for stage in stages]
-        assert places == sorted(places)
-        assert places
-        for stage in stages:
-            assert stage.attack.needs <= entry.space.capabilities
-            assert stage.unless not in entry.space.capabilities
-            assert stage.after is None or stage.after in {earlier.attack.name for earlier in stages[: stages.index(stage)]}  # type: ignore[union-attr]
-            assert not record_differs(stage)
+        every = plan.stages_for(entry.space)
+        parts = dict(enumerate(getattr(entry.space, "parts", ())))
+        assert any(stage.part is None for stage in every)
+        for part, space in [*parts.items(), (None, entry.space)]:  # of a combination every part is tried as if it were asked alone
+            stages = [stage for stage in every if stage.part == part]
+            places = [
+                plan.stages.index(replace(stage, part=None, label=written))
+                for stage, written in zip(stages, labels(stages, space), strict=True)
+            ]
+            assert part is None or [stage.spec for stage in stages] == alone(plan, space)
+            assert places == sorted(places)
+            for place, stage in enumerate(stages):
+                assert stage.attack.needs <= space.capabilities
+                assert not {*stage.unless} & space.capabilities
+                assert stage.after is None or stage.after in {earlier.attack.name for earlier in stages[:place]}  # type: ignore[union-attr]
+                assert not record_differs(stage)
 
 
 def test_the_default_plan_has_an_attack_for_every_set() -> None:
@@ -135,8 +142,22 @@ def test_the_default_plan_has_an_attack_for_every_set() -> None:
 
 def lacks(stage: Any, space: PerturbationSet) -> bool:
     """Whether a stage has no use for a set."""
-    unmet = bool(stage.attack.needs - space.capabilities) or stage.unless in space.capabilities
+    unmet = bool(stage.attack.needs - space.capabilities) or bool({*stage.unless} & space.capabilities)
+    unmet |= stage.only is not None and stage.only not in space.capabilities
     return unmet or stage.after is not None or (stage.foreign and stage.attack.refuses(space) is not None)
+
+
+def labels(stages: list[Any], space: PerturbationSet) -> list[str]:
+    """As the plan writes them, without the part that a combination's stage is for."""
+    return [stage.label.removesuffix(f" in {space}") for stage in stages]
+
+
+def alone(plan: Plan, space: PerturbationSet) -> list[str]:
+    """The stages that a set gets when it is asked alone; none where the plan has no attack for it."""
+    try:
+        return [stage.spec for stage in plan.stages_for(space)]
+    except UsageError:
+        return []
 
 
 def record_differs(stage: Any) -> bool:

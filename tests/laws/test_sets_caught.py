@@ -47,6 +47,7 @@ CAUGHT: list[tuple[Callable[..., None], Any, tuple[int, int, int]]] = [
     (laws.law_gauge_is_the_smallest_scale, wrong.SquaredGauge("0.75"), GREY),
     (laws.law_gauge_is_the_smallest_scale, wrong.CountsTooFew(24), COLOUR),
     (laws.law_larger_sets_hold_smaller_ones, wrong.SmallerIsLarger("0.15"), GREY),
+    (laws.law_box_holds_every_member, wrong.BoxWithoutTolerance("0.15"), GREY),
     (laws.law_rendering, wrong.Dims("0.15"), GREY),
     (laws.law_rendering, wrong.ForgetsTheBox("0.15"), GREY),
     (laws.law_rendering, wrong.BlursAtRest(30, 3), (1, 28, 28)),
@@ -89,7 +90,7 @@ def test_a_wrong_l0_projection_is_caught(space: PerturbationSet) -> None:
 
 def test_a_cut_graph_is_caught() -> None:
     with pytest.raises((AssertionError, RuntimeError)):
-        laws.law_gradient_flows(wrong.CutsTheGraph("0.15"), 1, 0)
+        laws.law_gradient_flows(wrong.CutsTheGraph("0.15"), (1, 8, 8), 0)
 
 
 def test_a_rounded_spec_is_caught() -> None:

@@ -7,6 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from rbench_threats.boxes import Reach
 from rbench_threats.lp import L0, L1, L2, Box, Linf
 from rbench_threats.protocol import Row, Scale, per_row
 from rbench_threats.spatial import Canvas, RotationTranslation
@@ -221,6 +222,13 @@ class CountsTooFew(L0):
     def project(self, ctx: Box, theta: Tensor, scale: Scale = 1.0) -> Tensor:
         whole = (torch.as_tensor(scale, dtype=torch.float64) * float(self.pixels) + 1e-9).floor() / float(self.pixels)
         return super().project(ctx, theta, whole.expand(len(theta)).float())
+
+
+class BoxWithoutTolerance(Linf):
+    """The bare ball in float32: what `excess` tolerates lies outside its box, and so would a certified example's witness."""
+
+    def box(self, ctx: Reach) -> tuple[Tensor, Tensor]:
+        return (ctx.x - float(self.eps)).clamp_min(0), (ctx.x + float(self.eps)).clamp_max(1)
 
 
 class SmallerIsLarger(Linf):

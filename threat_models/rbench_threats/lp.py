@@ -1,135 +1,30 @@
-"""The lp balls, cut with the box that keeps x + θ in [0, 1]. θ = x′ − x, flattened; radii in pixel units."""
+"""The lp balls, cut with the box that keeps x + θ in [0, 1]. θ = x′ − x, flattened; radii in pixel units. linf lives in boxes.py."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from rbench_core.errors import SpecError
 from rbench_threats import squares
+from rbench_threats.boxes import MOVE, Additive, Box, Linf, Rows, Thetas, shape_of
 from rbench_threats.projections import project_l1_box, project_l2_box
-from rbench_threats.protocol import NORM_TOLERANCE, PIXEL_TOLERANCE, Row, Scale, per_row
+from rbench_threats.protocol import NORM_TOLERANCE, PIXEL_TOLERANCE, Row, Scale
 from rbench_threats.spec import Exact, whole, written
 
-Rows = Float[Tensor, " rows"]
-Thetas = Float[Tensor, "rows p"]
-Images = Float[Tensor, "rows c h w"]
-MOVE = 4  # the first stream of a move's noise: a start and a move may be drawn at the same step
+__all__ = ["L0", "L1", "L2", "Box", "Linf"]  # linf is the box of equal half-widths, and lives in boxes.py with the others
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
-    """The context of every additive set: clean images and, per value, how far θ may go down and up."""
-
-    x: Float[Tensor, "rows c h w"]
-    lower: Float[Tensor, "rows p"]
-    upper: Float[Tensor, "rows p"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Additive:
-    """What the lp balls share: x′ = x + θ inside the image range."""
-
-    family: ClassVar[str]
-    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm"})
-    norm: ClassVar[float]  # with `radius` the capability "norm": what foreign attacks are told
-
-    def check(self, shape: tuple[int, int, int]) -> None:
-        """Every image shape will do."""
-
-    def context(self, x: Images, row: Row) -> Box:
-        """lower = −x and upper = 1 − x, (rows, C·H·W)."""
-        flat = x.flatten(1)
-        return Box(x, lower=-flat, upper=1 - flat)
-
-    def render(self, ctx: Box, theta: Thetas) -> Images:
-        """x + θ. No clamp: project keeps θ in the box, and x + (1 − x) rounds to at most 1."""
-        return ctx.x + theta.view_as(ctx.x)
-
-    def from_images(self, ctx: Box, images: Images) -> Thetas:
-        """The θ of an image that a foreign attack returned."""
-        return (images - ctx.x).flatten(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Linf(_Additive):
-    """Every x′ with max|x′ − x| ≤ eps and x′ in [0, 1]. eps in pixel units, 0 < eps ≤ 1."""
-
-    eps: Exact | Fraction | float | int | str
-
-    family: ClassVar[str] = "linf"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "squares"})
-    norm: ClassVar[float] = math.inf
-
-    def __post_init__(self) -> None:
-        eps = Exact(self.eps)
-        if not 0 < eps <= 1:
-            fix = "For 8 grey levels write eps=8/255." if eps > 1 else None
-            raise SpecError(f"linf: eps={eps}", expected="0 < eps <= 1, since images lie in [0, 1]", fix=fix)
-        object.__setattr__(self, "eps", eps)
-
-    def __str__(self) -> str:
-        return written("linf", {"eps": self.eps})
-
-    @property
-    def extent(self) -> dict[str, Fraction]:
-        return {"eps": Exact(self.eps)}
-
-    @property
-    def radius(self) -> float:
-        return float(self.eps)
-
-    @property
-    def sentence(self) -> str:
-        return f"Every pixel may move by at most {self.eps}."
-
-    def start(self, ctx: Box, row: Row) -> Thetas:
-        """Uniform noise scaled to exactly radius eps, cut with the box (AutoAttack's start)."""
-        noise = 2 * row.uniform(ctx.lower.shape[1], stream=0) - 1
-        return self.project(ctx, noise * (float(self.eps) / noise.abs().amax(1, keepdim=True)))
-
-    def project(self, ctx: Box, theta: Thetas, scale: Scale = 1.0) -> Thetas:
-        """Exact: ball and image range are both boxes."""
-        radius = per_row(scale) * float(self.eps)
-        if isinstance(radius, float):
-            return theta.clamp(-radius, radius).clamp_(ctx.lower, ctx.upper)
-        return theta.minimum(radius).maximum(-radius).clamp(ctx.lower, ctx.upper)
-
-    def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
-        return grad.sign().mul_(float(self.eps))
-
-    def opening(self, ctx: Box, row: Row) -> Thetas:
-        """Stripes from top to bottom, one pixel wide, at −eps or eps."""
-        channels, height, width = _shape(ctx)
-        stripes = squares.signs(channels * width, row, stream=0).view(-1, channels, 1, width)
-        return self.project(ctx, stripes.expand(-1, -1, height, -1).flatten(1) * float(self.eps))
-
-    def move(self, ctx: Box, theta: Thetas, share: Rows, row: Row) -> Thetas:
-        """One square at −eps or eps, each channel with its own sign."""
-        shape = _shape(ctx)
-        side = squares.sides(share, shape)
-        here = squares.inside(squares.corners(side, shape, row, MOVE), side, shape)
-        value = squares.signs(shape[0], row, MOVE + 1)[:, :, None, None] * float(self.eps)
-        return self.project(ctx, torch.where(here, value, theta.unflatten(1, shape)).flatten(1))
-
-    def gauge(self, ctx: Box, theta: Thetas) -> Rows:
-        return theta.abs().amax(1) / float(self.eps)
-
-    def excess(self, ctx: Box, theta: Thetas) -> Rows:
-        outside = torch.maximum(ctx.lower - theta, theta - ctx.upper).maximum(theta.abs() - float(self.eps))
-        return outside.amax(1) - PIXEL_TOLERANCE
-
-
-class _Norm(_Additive):
+class _Norm(Additive):
     """What l2 and l1 share: a norm in float64, a radius relative to which it is tolerant."""
 
     __slots__ = ()
+    family: ClassVar[str]
     order: ClassVar[int]
     eps: Exact | Fraction | float | int | str
 
@@ -182,11 +77,11 @@ class L2(_Norm):
 
     def opening(self, ctx: Box, row: Row) -> Thetas:
         """Bumps all over the image, scaled to radius eps, cut with the box."""
-        return self._scaled(ctx, squares.tiled(_shape(ctx), self.order, row, stream=0).flatten(1))
+        return self._scaled(ctx, squares.tiled(shape_of(ctx), self.order, row, stream=0).flatten(1))
 
     def move(self, ctx: Box, theta: Thetas, share: Rows, row: Row) -> Thetas:
         """Mass of one window moved to another, the whole scaled to radius eps, cut with the box."""
-        return self._scaled(ctx, squares.shifted(theta, _shape(ctx), share, float(self.eps), self.order, row, MOVE))
+        return self._scaled(ctx, squares.shifted(theta, shape_of(ctx), share, float(self.eps), self.order, row, MOVE))
 
     def _scaled(self, ctx: Box, theta: Thetas) -> Thetas:
         """By the norm in float64: in float32 that of one large value among 3,000 small ones is off by more than the set's tolerance."""
@@ -232,15 +127,15 @@ class L1(_Norm):
 
     def opening(self, ctx: Box, row: Row) -> Thetas:
         """Bumps all over the image, projected: only their peaks remain."""
-        return self.project(ctx, squares.tiled(_shape(ctx), self.order, row, stream=0).flatten(1))
+        return self.project(ctx, squares.tiled(shape_of(ctx), self.order, row, stream=0).flatten(1))
 
     def move(self, ctx: Box, theta: Thetas, share: Rows, row: Row) -> Thetas:
         """Mass of one window moved to another, the whole projected."""
-        return self.project(ctx, squares.shifted(theta, _shape(ctx), share, float(self.eps), self.order, row, MOVE))
+        return self.project(ctx, squares.shifted(theta, shape_of(ctx), share, float(self.eps), self.order, row, MOVE))
 
 
 @dataclass(frozen=True, slots=True)
-class L0(_Additive):
+class L0(Additive):
     """Every x′ in [0, 1] that differs from x in at most `pixels` pixels; all channels of a pixel count once."""
 
     pixels: Exact | Fraction | float | int | str
@@ -306,13 +201,13 @@ class L0(_Additive):
 
     def opening(self, ctx: Box, row: Row) -> Thetas:
         """Pixels drawn uniformly, each at a random corner of its colour range."""
-        channels, height, width = _shape(ctx)
+        channels, height, width = shape_of(ctx)
         chosen = _largest(row.uniform(height * width, stream=0), self._budget(ctx, 1.0))
         return torch.where(chosen.repeat(1, channels), self._corner(ctx, row, 1), 0.0)
 
     def move(self, ctx: Box, theta: Thetas, share: Rows, row: Row) -> Thetas:
         """A share of the budget, one pixel at least, goes from changed pixels to others, at random corners (Croce et al. 2022, Alg. 1)."""
-        channels, height, width = _shape(ctx)
+        channels, height, width = shape_of(ctx)
         budget, changed = self._budget(ctx, 1.0), self._changed(ctx, theta)
         count = (share * budget + 1e-4).long().clamp_min(1)
         drawn = row.uniform(2 * height * width, MOVE)
@@ -339,11 +234,6 @@ class L0(_Additive):
 
     def _kept(self, ctx: Box, gain: Tensor, scale: Scale) -> Tensor:
         return _largest(gain, self._budget(ctx, scale)).repeat(1, ctx.x.shape[1])
-
-
-def _shape(ctx: Box) -> squares.Shape:
-    channels, height, width = ctx.x.shape[1:]
-    return channels, height, width
 
 
 def _norm(theta: Thetas, order: int) -> Tensor:

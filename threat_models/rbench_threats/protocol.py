@@ -6,7 +6,7 @@ Public: a set of your own is a frozen dataclass with these members, named in a f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -64,7 +64,8 @@ class PerturbationSet(Protocol):
         """What attacks may ask of it: "additive" (θ = x′ − x, from_images) · "norm" (norm, radius) · "convex" · "sparse"
         (steepest takes share; free) · "support" (bounds how many pixels move) · "points" (points(ctx), a finite stand-in) ·
         "squares", "swaps" (opening(ctx, row), a start for random search; move(ctx, theta, share, row), theta with a share of the image
-        or of the pixels drawn anew; both inside) · "blocks" (blocks(ctx), the parts of an affine combination) · "box" (box(ctx), the images
+        or of the pixels drawn anew; both inside) · "warp" (warp(images, theta) moves any images; `parameters` long) ·
+        "blocks" (an affine combination: blocks(ctx), its parts at work; weighed, around, lifted) · "box" (box(ctx), the images
         lower and upper that hold every x′ of the widened set, rounded outward) · "portrait" (portrait(x), what a page shows of it) ·
         "examples" (examples(), its own images and labels) · "labels" (labels(), what people called the candidate of each example: the
         objective is then invariance) · "balls" (balls(), by name, in which its candidates lie)."""
@@ -108,6 +109,12 @@ class PerturbationSet(Protocol):
     def render(self, ctx: Context, theta: Float[Tensor, "rows p"]) -> Float[Tensor, "rows c h w"]:
         """x′ = render(x, θ), differentiable in θ; render(x, 0) is x."""
         ...
+
+
+def resized(space: Any, extent: dict[str, Fraction]) -> Any:
+    """The same set with other radii, by the names of its `extent`: its own `resized`, else its fields of these names replaced."""
+    own = getattr(space, "resized", None)
+    return own(extent) if own is not None else replace(space, **extent)
 
 
 def per_row(scale: Scale) -> float | Tensor:

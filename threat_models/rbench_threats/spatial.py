@@ -24,10 +24,9 @@ GRID = (31, 5, 5)  # angles, horizontal and vertical shifts: 775 points, all cou
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """The context: the clean images, the same on a canvas whose sides are powers of two, and the limits of θ, one for every row."""
+    """The context: the clean images, and the limits of θ, one for every row."""
 
     x: Float[Tensor, "rows c h w"]
-    canvas: Float[Tensor, "rows c tall wide"]  # grid_sample's coordinates of whole pixels are exact there: a turn by 0 is no blur
     limits: Float[Tensor, "rows 3"]
 
 
@@ -43,7 +42,8 @@ class RotationTranslation:
     shift: Exact | Fraction | float | int | str
 
     family: ClassVar[str] = "rotation-translation"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"convex", "points"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"convex", "points", "warp"})
+    parameters: ClassVar[int] = 3  # of "warp", with warp()
 
     def __post_init__(self) -> None:
         degrees, shift = Exact(self.degrees), Exact(self.shift)
@@ -72,9 +72,7 @@ class RotationTranslation:
 
     def context(self, x: Images, row: Row) -> Canvas:
         shift = float(self.shift)
-        above, below, left, right = *_margins(x.shape[2]), *_margins(x.shape[3])
-        canvas = functional.pad(x, (left, right, above, below))
-        return Canvas(x, canvas, x.new_tensor([float(self.degrees), shift, shift]).repeat(x.shape[0], 1))
+        return Canvas(x, x.new_tensor([float(self.degrees), shift, shift]).repeat(x.shape[0], 1))
 
     def start(self, ctx: Canvas, row: Row) -> Thetas:
         """Uniform over the box."""
@@ -95,18 +93,27 @@ class RotationTranslation:
         return (theta.abs() - ctx.limits).amax(1) - PIXEL_TOLERANCE
 
     def render(self, ctx: Canvas, theta: Thetas) -> Images:
-        """Output pixel p shows the source at R(−degrees)·(p − Δ), measured from the image's centre."""
-        height, width = ctx.x.shape[2:]
+        return self.warp(ctx.x, theta)
+
+    def warp(self, images: Images, theta: Thetas) -> Images:
+        """Any images, turned and then moved; differentiable in both. Output pixel p shows the source at R(−degrees)·(p − Δ), centred.
+
+        On a canvas whose sides are powers of two: grid_sample's coordinates of whole pixels are exact there, so a turn by 0 is no blur.
+        """
+        height, width = images.shape[2:]
+        above, below, left, right = *_margins(height), *_margins(width)
+        canvas = functional.pad(images, (left, right, above, below))
         across = torch.arange(width, device=theta.device, dtype=theta.dtype) - (width - 1) / 2
         down = torch.arange(height, device=theta.device, dtype=theta.dtype) - (height - 1) / 2
         px = across[None, None, :] - theta[:, 1, None, None]
         py = down[None, :, None] - theta[:, 2, None, None]
         angle = theta[:, 0, None, None] * (math.pi / 180)
         cos, sin = angle.cos(), angle.sin()
-        tall, wide = ctx.canvas.shape[2:]
-        off = [(size - canvas + 2 * _margins(size)[0]) / canvas for size, canvas in ((width, wide), (height, tall))]  # of the two centres
+        tall, wide = canvas.shape[2:]
+        sides = (width, wide, left), (height, tall, above)
+        off = [(size - whole + 2 * before) / whole for size, whole, before in sides]  # of the two centres
         grid = torch.stack([(cos * px + sin * py) * (2 / wide) + off[0], (cos * py - sin * px) * (2 / tall) + off[1]], dim=-1)
-        return functional.grid_sample(ctx.canvas, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return functional.grid_sample(canvas, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     def points(self, ctx: Canvas) -> Float[Tensor, "k 3"]:
         """The finite set that stands for the ball: the 775-member grid, the identity first, then outwards by gauge."""

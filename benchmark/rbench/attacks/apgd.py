@@ -61,6 +61,10 @@ class APGD(Ascent):
         first = max(int(0.22 * self.steps), 1)
         return _base_camp(space.start(ctx, row), size=2.0, until=first + 1, interval=first)  # + 1: the start is no step
 
+    def uphill(self, space: PerturbationSet, ctx: Context, row: Row, here: Thetas, grad: Thetas) -> Thetas:
+        """The direction of a step, one radius long."""
+        return space.steepest(ctx, grad)
+
     def step(self, space: PerturbationSet, ctx: Context, row: Row, state: Climb, seen: Seen, phase: int) -> Climb:
         state = _noted(state, seen)
         due = state.until <= 0
@@ -70,7 +74,7 @@ class APGD(Ascent):
         shorter = (state.interval - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))
         interval = torch.where(due, shorter, state.interval)
         here, grad = _back_to_best(state, seen, halve)
-        aim = space.project(ctx, torch.addcmul(here, size[:, None], space.steepest(ctx, grad)))
+        aim = space.project(ctx, torch.addcmul(here, size[:, None], self.uphill(space, ctx, row, here, grad)))
         share = torch.where(row.step == 0, 1.0, 0.75)[:, None]
         there = space.project(ctx, torch.addcmul(here.lerp(aim, share), 1 - share, here - state.before))
         return Climb(

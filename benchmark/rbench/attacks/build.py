@@ -19,6 +19,8 @@ ATTACKS = {  # the catalogue's one line per attack; attacks of installed package
     "topk": "rbench.attacks.pgd:TopK",
     "apgd": "rbench.attacks.apgd:APGD",
     "apgd-sparse": "rbench.attacks.apgd:APGDSparse",
+    "random": "rbench.attacks.draws:Random",
+    "mixture": "rbench.attacks.mixture:Mixture",
     "grid": "rbench.attacks.grid:Grid",
     "square": "rbench.attacks.square:Square",
     "sparse-rs": "rbench.attacks.square:SparseRS",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,11 @@ class Stage:
     attack: Attack | Foreign
     spec: str  # with every argument
     label: str  # as the plan writes it
-    unless: str | None = None  # skipped for sets that have this capability
+    unless: tuple[str, ...] = ()  # skipped for sets that have one of these capabilities
     start: str = "random"  # "best": from the smallest margin that earlier attacks of the plan saw
     after: str | None = None  # only if an attack of this name ran before
     only: str | None = None  # for sets that have this capability alone
+    part: int | None = None  # of a combination: the search is in this part alone, the others at rest
 
     @property
     def foreign(self) -> bool:
@@ -79,23 +80,31 @@ class Plan:
         for stage in self.stages:
             row = stage.attack.record() if stage.foreign else record(stage.attack)  # type: ignore[union-attr]
             only = {} if stage.only is None else {"only": stage.only}
-            rows.append({**row, "unless": stage.unless, "start": stage.start, "after": stage.after, **only})
+            unless = list(stage.unless) if len(stage.unless) > 1 else next(iter(stage.unless), None)
+            rows.append({**row, "unless": unless, "start": stage.start, "after": stage.after, **only})
         return rows
 
     def stages_for(self, space: PerturbationSet) -> tuple[Stage, ...]:
-        """The stages whose needs the set meets, in order. Raises UsageError when there is none."""
+        """The stages whose needs the set meets, in order. Raises NoAttack when there is none.
+
+        Each stage tries the parts of a combination first, one by one and each just as if it were asked alone: so no combination is reported
+        more robust than one of its parts.
+        """
+        parts: tuple[PerturbationSet, ...] = space.parts if "blocks" in space.capabilities else ()  # type: ignore[attr-defined]
         chosen: list[Stage] = []
         for stage in self.stages:
-            ran = {earlier.attack.name for earlier in chosen}  # type: ignore[union-attr]
-            if self._why_not(stage, space) is None and (stage.after is None or stage.after in ran):
-                chosen.append(stage)
-        if not chosen:
+            for part, one in [*enumerate(parts), (None, space)]:
+                ran = {earlier.attack.name for earlier in chosen if earlier.part == part}  # type: ignore[union-attr]
+                if self._why_not(stage, one) is None and (stage.after is None or stage.after in ran):
+                    chosen.append(stage if part is None else replace(stage, part=part, label=f"{stage.label} in {one}"))
+        if not any(stage.part is None for stage in chosen):
             raise NoAttack(f"plan {self.name} has no attack for {space}: {self._reasons(space)}", fix=self._instead(space))
         return tuple(chosen)
 
     def _reasons(self, space: PerturbationSet) -> str:
         """Why no attack of the plan tries the set, each once."""
-        reasons = [f"{stage.spec.partition('(')[0]} {self._why_not(stage, space)}" for stage in self.stages]
+        told = [(stage, self._why_not(stage, space) or f"comes after {stage.after}") for stage in self.stages]
+        reasons = [f"{stage.spec.partition('(')[0]} {reason}" for stage, reason in told]
         lacking = ", ".join(self.left_out([space]))
         return "; ".join(dict.fromkeys(reasons + ([f"{lacking} {NO_GRADIENT}"] if lacking else [])))
 
@@ -110,8 +119,8 @@ class Plan:
             return f"needs {', '.join(sorted(lacking))}"
         if stage.only is not None and stage.only not in space.capabilities:
             return f"is for {stage.only} sets"
-        if stage.unless in space.capabilities:
-            return f"stands back for {stage.unless} sets"
+        if back := [one for one in stage.unless if one in space.capabilities]:
+            return f"stands back for {back[0]} sets"
         return stage.attack.refuses(space) if stage.foreign else None  # type: ignore[union-attr]
 
     @property
@@ -184,9 +193,11 @@ def _is_foreign(call: Call) -> bool:
     return call.name.partition(":")[0] in ("autoattack", "foolbox")
 
 
-def _stage(spec: str, unless: str | None = None, start: str = "random", after: str | None = None, only: str | None = None) -> Stage:
-    built = _built(parse(spec))
-    return Stage(built.attack, built.spec, built.label, unless, start, after, only)
+def _stage(
+    spec: str, unless: str | list[str] | None = None, start: str = "random", after: str | None = None, only: str | None = None
+) -> Stage:
+    built, back = _built(parse(spec)), [unless] if isinstance(unless, str) else unless or []
+    return Stage(built.attack, built.spec, built.label, tuple(back), start, after, only)
 
 
 def _built(call: Call) -> Stage:

@@ -7,7 +7,7 @@ sends its example back to the search, with a stricter threshold where rounding w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -78,7 +78,15 @@ def run_stage(
     closest: dict[int, tuple[float, Tensor]],
     progress: Progress | None = None,
 ) -> Outcome:
-    """Attack every example once more. closest: what earlier attacks of the plan saw, for a stage that starts from there."""
+    """Attack every example once more. closest: what earlier attacks of the plan saw, for a stage that starts from there.
+
+    In a part of a combination θ of `closest`, here and in the outcome, is the part's own; a witness's is the combination's.
+    """
+    if stage.part is not None:
+        alone: PerturbationSet = space.parts[stage.part]  # type: ignore[attr-defined]  # the capability "blocks"
+        rest = {"seed": seed, "width": width}
+        found = run_stage(model, alone, replace(stage, part=None), examples, closest=closest, progress=progress, **rest)
+        return _lifted(model, space, stage.part, examples, found, **rest)
     if stage.foreign:
         spent = Passes()
         try:
@@ -95,6 +103,26 @@ def run_stage(
     outcome = _safely(model, space, stage, examples, beyond, seed, width, progress, passes)
     outcome.passes = passes  # of searches that failed as well: what the model has seen, it has seen
     return outcome
+
+
+def _lifted(model: nn.Module, space: PerturbationSet, part: int, examples: Examples, found: Outcome, *, seed: int, width: int) -> Outcome:
+    """The falls that a part's own search found, as the combination's: each is rendered and judged again there."""
+    places = sorted(found.witnesses)
+    if not places:
+        return found
+    claims, before = part_of(examples, places), [found.witnesses.pop(place) for place in places]
+    theta = space.lifted(part, torch.stack([w.theta for w in before]).to(claims.x), claims.x.shape[1:])  # type: ignore[attr-defined]
+    try:
+        judged = judge(model, space, plain_context(space, claims, seed), theta, claims.label, found.passes, min(width, WIDTH))
+    except (Crash, OutOfMemory) as error:
+        found.errors.update(dict.fromkeys(places, str(error)))
+        return found
+    for row, place in enumerate(places):
+        if judged.accepted[row]:
+            found.witnesses[place] = _witness(judged, row, theta[row], before[row].target, before[row].restart)
+        else:
+            _refuse(found, place, judged.reason[row])
+    return found
 
 
 def _safely(

@@ -1,4 +1,4 @@
-"""Dataclasses of tensors whose first axis is rows: contexts and states, mapped field by field."""
+"""Dataclasses of tensors whose first axis is rows, and tuples of these: contexts and states, mapped field by field."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def mapped(function: Callable[..., Tensor], tree: T, *others: Any) -> T:
     """The same dataclass with function applied to each tensor (and to the tensors at the same place in others)."""
     if isinstance(tree, Tensor):
         return function(tree, *others)  # type: ignore[return-value]
+    if isinstance(tree, tuple):
+        return tuple(mapped(function, *parts) for parts in zip(tree, *others, strict=True))  # type: ignore[return-value]
     if not is_dataclass(tree):
         raise TypeError(f"contexts and states are dataclasses of tensors, not {type(tree).__name__}")
     parts = {f.name: mapped(function, getattr(tree, f.name), *(getattr(other, f.name) for other in others)) for f in fields(tree)}

@@ -37,7 +37,10 @@ class StartAt:
 
     def context(self, x: Float[Tensor, "rows c h w"], row: Row) -> Begun:
         place = (self._index[None, :] == row.example[:, None]).int().argmax(1)
-        return Begun(self._space.context(x, row), self._theta[place], self._known[place])
+        theta, inner = self._theta[place], self._space.context(x, row)
+        if "blocks" in self.capabilities:  # each row searches a slice of its own, and must search that of θ
+            inner = self._space.around(inner, theta)  # type: ignore[attr-defined]
+        return Begun(inner, theta, self._known[place])
 
     def start(self, ctx: Begun, row: Row) -> Float[Tensor, "rows p"]:
         return torch.where(ctx.known[:, None], self._space.project(ctx.inner, ctx.theta), self._space.start(ctx.inner, row))

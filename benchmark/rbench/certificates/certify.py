@@ -19,8 +19,9 @@ from rbench_core.errors import Unsupported, UsageError
 
 Images = Float[Tensor, "rows c h w"]
 Labels = Int[Tensor, " rows"]
-BUDGET = 256 * 2**20  # bytes of boxes and coefficients at once
-WIDEST = 64  # rows at once
+WIDEST = 64  # rows at once, as far as they fit
+HANDY = 4 * 2**20  # bytes of a node's coefficients: tensors of 14 MB took twice the time of four of 4 MB, all of it page faults
+BUDGET = 256 * 2**20  # bytes of boxes and coefficients that are alive at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,7 @@ class Certifier:
         _check_net(self.graph, classes)
         with torch.inference_mode(False), torch.no_grad():
             self.weights = [tuple(None if each is None else each.clone() for each in own) for own in self.graph.weights(torch.float64)]
-        sizes = [math.prod(node.shape) for node in self.graph.nodes]
-        self.width = max(1, min(WIDEST, BUDGET // (8 * 4 * (sum(sizes) + classes * max(sizes)))))
+        self.width = _rows_at_once(self.graph)
 
     def certify(self, lower: Images, upper: Images, label: Labels, methods: Sequence[str] = METHODS) -> list[Proof]:
         """One proof per row, by the methods asked for, the cheapest first; each sees only the rows that those before it left open.
@@ -74,7 +74,7 @@ class Certifier:
         image = Box(lower.double(), upper.double())
         boxes = ibp.boxes(self.graph, self.weights, image, len(self.graph.nodes) - 1)
         specs = ibp.differences(label, self.graph.classes, image.lower)
-        bound = ibp.tail(self.graph, self.weights, boxes, specs)
+        bound = ibp.tail(self.graph, self.weights, boxes[self.graph.tail], specs)
         if method == "crown-ibp":
             bound = torch.maximum(bound, crown.backward(self.graph, self.weights, boxes, specs))
         needed = slack(self.graph, self.weights, boxes, label)
@@ -102,3 +102,10 @@ def _check_net(graph: Graph, classes: int) -> None:
     types = {str(tensor.dtype).removeprefix("torch.") for own in graph.weights() for tensor in own if tensor is not None}
     if types - {"float32"}:
         raise Unsupported(f"the net computes in {min(types - {'float32'})}", expected="float32, whose rounding is accounted for")
+
+
+def _rows_at_once(graph: Graph) -> int:
+    sizes = [8 * math.prod(node.shape) for node in graph.nodes]
+    largest = (graph.classes - 1) * max(sizes)
+    wanted = min(WIDEST, max(8, HANDY // largest))
+    return max(1, min(wanted, BUDGET // (4 * (sum(sizes) + largest))))  # 4: both ends, middle and radius; coefficients and their parts

@@ -38,6 +38,11 @@ class Graph:
         return self.nodes[-1].shape[0]
 
     @cached_property
+    def last_readers(self) -> dict[int, int]:
+        """For every place that is read the last one that reads it."""
+        return {place: i for i, node in enumerate(self.nodes) for place in node.inputs}
+
+    @cached_property
     def tail(self) -> int:
         """The last node that is not followed by affine nodes alone, in a chain."""
         users = [0] * len(self.nodes)

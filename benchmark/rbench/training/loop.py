@@ -16,24 +16,27 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rbench.data import sources
 from rbench.data.dataset import Dataset
 from rbench.progress import Progress
-from rbench.training.adversaries import Adversary, adversary
-from rbench_core.errors import TrainingError
+from rbench.training.adversaries import Adversary, Moment, adversary
+from rbench_core.code import from_package
+from rbench_core.errors import CardError, TrainingError
 from rbench_core.files import atomic_write, sha256_bytes
 from rbench_threats.catalogue import resolve
-from rbench_zoo.factory import from_package
+from rbench_zoo import catalogue
+from rbench_zoo.card import Card
+from rbench_zoo.fetch import tensors_of
 from rbench_zoo.recipe import Recipe, read_recipe
 
 
 @dataclass(slots=True)
 class Work:
-    """What one training run holds between two epochs."""
+    """What one training run holds between two epochs. parts: what is trained beside the net, each with a learning rate of its own."""
 
     net: nn.Module
+    parts: dict[str, nn.Module]
     optimiser: torch.optim.Optimizer
     epoch: int
     log: list[dict[str, Any]]
@@ -62,7 +65,7 @@ def train(
     images = sources.load(dataset, split="train", root=data)
     held = sources.load(dataset, root=data)
     foe = adversary(chosen)
-    work = _begun(chosen, seed, device, total, folder / f"{name}.partial")
+    work = _begun(chosen, foe, seed, device, total, folder / f"{name}.partial")
     foe.recall(work.log[-1] if work.log else foe.tally())
     started = time.perf_counter()
     while work.epoch < total:
@@ -72,37 +75,53 @@ def train(
         if progress is not None:
             progress.update(f"train {name}", work.epoch, total)
     accuracy = _accuracy(work.net.eval(), held, device)
-    return _published(work, chosen, name, seed, total, folder, accuracy)
+    return _published(work, chosen, foe, name, seed, total, folder, accuracy)
 
 
-def _begun(recipe: Recipe, seed: int, device: str, total: int, partial: Path) -> Work:
-    """A net with weights drawn from the seed, or the unfinished run that lies there."""
+def _begun(recipe: Recipe, foe: Adversary, seed: int, device: str, total: int, partial: Path) -> Work:
+    """A net with weights drawn from the seed or lent by the recipe's `start`, or the unfinished run that lies there."""
     factory, _ = from_package(recipe.factory)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = factory(**recipe.arguments).to(device)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
+        if recipe.start is not None:
+            net.load_state_dict(tensors_of(_lender(recipe)))
+        parts = foe.begin(net)
+    rates = [recipe.rate, *(recipe.budgets["rate"] for _ in parts)]
+    groups = [{"params": list(part.parameters()), "peak": rate} for part, rate in zip([net, *parts.values()], rates, strict=True)]
+    optimiser = torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=recipe.weight_decay)
     if not partial.exists():
-        return Work(net, optimiser, 0, [])
+        return Work(net, parts, optimiser, 0, [])
     stored = torch.load(partial, map_location=device, weights_only=True)
     if stored["recipe"] != _fingerprint(recipe, seed, total):
         raise TrainingError(
             f"{partial} belongs to another recipe, seed or number of epochs", fix="Delete it, or choose another folder with --out."
         )
-    net.load_state_dict(stored["net"])
+    for part, state in zip([net, *parts.values()], stored["nets"], strict=True):
+        part.load_state_dict(state)
     optimiser.load_state_dict(stored["optimiser"])
-    return Work(net, optimiser, stored["epoch"], json.loads(stored["log"]))
+    return Work(net, parts, optimiser, stored["epoch"], json.loads(stored["log"]))
+
+
+def _lender(recipe: Recipe) -> Card:
+    """The card of the model whose weights the recipe starts from. Raises UnknownName, CardError."""
+    name = f"{recipe.dataset}-{recipe.start}"
+    card = catalogue.find(name)
+    if not isinstance(card, Card) or card.architecture.arguments != recipe.arguments:
+        raise CardError(f"recipe {recipe.name} starts from {name}, which is another net", expected="the recipe's own factory and arguments")
+    return card
 
 
 def _fingerprint(recipe: Recipe, seed: int, total: int) -> str:
-    return sha256_bytes(f"{recipe!r} {seed} {total} {torch.__version__}".encode())
+    start = "" if recipe.start is None else _lender(recipe).weights.sha256
+    return sha256_bytes(f"{recipe!r} {seed} {total} {torch.__version__} {start}".encode())
 
 
 def _keep(work: Work, partial: Path) -> None:
     held = io.BytesIO()
     torch.save(
         {
-            "net": work.net.state_dict(),
+            "nets": [part.state_dict() for part in (work.net, *work.parts.values())],
             "optimiser": work.optimiser.state_dict(),
             "epoch": work.epoch,
             "log": json.dumps(work.log),
@@ -114,19 +133,18 @@ def _keep(work: Work, partial: Path) -> None:
 
 
 def _epoch(work: Work, recipe: Recipe, data: Dataset, foe: Adversary, seed: int, total: int, device: str) -> None:
-    """One pass over the training images in an order drawn from (seed, epoch). The attack runs in eval mode, the update in train mode."""
+    """One pass over the training images in an order drawn from (seed, epoch), and one update per batch."""
     losses, right, seen, began = 0.0, 0, 0, time.perf_counter()
     for step, rows in enumerate(_batches(len(data), recipe.batch, seed, work.epoch)):
         x, label = data.x[rows].to(device), data.y[rows].to(device)
-        work.net.eval().requires_grad_(False)
         done = work.epoch + step / max(1, len(data) // recipe.batch)
-        x, label = foe.batch(work.net, x, label, hash_of(seed, work.epoch, step), _radius(recipe, done))
-        work.net.requires_grad_(True).train()
         _set_rate(work.optimiser, recipe, done / total)
-        logits = work.net(x)
-        loss = functional.cross_entropy(logits, label)
+        loss, logits, label = foe.lesson(work.net, x, label, Moment(hash_of(seed, work.epoch, step), done, _radius(recipe, done)))
         work.optimiser.zero_grad()
         loss.backward()
+        for part in (work.net, *work.parts.values()):
+            if recipe.clip:
+                nn.utils.clip_grad_norm_(part.parameters(), recipe.clip)
         work.optimiser.step()
         hits = int((logits.argmax(1) == label).sum())
         foe.told(hits, len(label))
@@ -156,10 +174,10 @@ def _batches(size: int, batch: int, seed: int, epoch: int) -> Iterator[Tensor]:
 
 
 def _set_rate(optimiser: torch.optim.Optimizer, recipe: Recipe, done: float) -> None:
-    """Linear to the peak at two fifths, linear to 0 at the end."""
-    rate = recipe.rate * float(np.interp(done, [0.0, 0.4, 1.0], [0.02, 1.0, 0.0]))
+    """Linear to the peak at two fifths, linear to 0 at the end; or, with `falls`, the peak at once and a fifth of it after each."""
+    triangle = float(np.interp(done, [0.0, 0.4, 1.0], [0.02, 1.0, 0.0]))
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["peak"] * (0.2 ** sum(done >= fall for fall in recipe.falls) if recipe.falls else triangle)
 
 
 def _radius(recipe: Recipe, done: float) -> Fraction:
@@ -173,20 +191,22 @@ def _accuracy(net: nn.Module, data: Dataset, device: str) -> float:
     return sum(hits) / len(data)
 
 
-def _published(work: Work, recipe: Recipe, name: str, seed: int, total: int, folder: Path, accuracy: float) -> Path:
+def _published(work: Work, recipe: Recipe, foe: Adversary, name: str, seed: int, total: int, folder: Path, accuracy: float) -> Path:
     """Weights, log and card, the card last: where it stands, all stands."""
     weights = save({key: value.detach().cpu().contiguous() for key, value in work.net.state_dict().items()})
     atomic_write(folder / f"{name}.safetensors", weights)
     lines = [json.dumps({key: value for key, value in row.items() if key != "recipe"}) for row in work.log]
     atomic_write(folder / f"{name}.log.jsonl", "\n".join([*lines, json.dumps({"clean_test_accuracy": accuracy})]) + "\n")
-    atomic_write(folder / f"{name}.toml", _card(work, recipe, name, seed, total, sha256_bytes(weights)))
+    told = foe.published(folder, name, sha256_bytes(weights), seed, total)
+    atomic_write(folder / f"{name}.toml", _card(work, recipe, name, seed, total, sha256_bytes(weights), told))
     (folder / f"{name}.partial").unlink(missing_ok=True)
     return folder / f"{name}.toml"
 
 
-def _card(work: Work, recipe: Recipe, name: str, seed: int, total: int, sha256: str) -> str:
+def _card(work: Work, recipe: Recipe, name: str, seed: int, total: int, sha256: str, told: dict[str, str]) -> str:
     parameters = sum(parameter.numel() for parameter in work.net.parameters())
-    threat = f"threat = {json.dumps(str(resolve(recipe.threat, recipe.dataset)))}\n" if recipe.threat is not None else ""
+    threat = f"threat = {json.dumps(_threat(recipe))}\n" if recipe.threat is not None else ""
+    beside = "".join(f"{key} = {json.dumps(value)}\n" for key, value in told.items())
     arguments = "".join(f"{key} = {json.dumps(value)}\n" for key, value in recipe.arguments.items())
     epochs = f" --epochs {total}" if total != recipe.epochs else ""
     return (
@@ -196,6 +216,11 @@ def _card(work: Work, recipe: Recipe, name: str, seed: int, total: int, sha256: 
         f'file = "{name}.safetensors"\nsha256 = "{sha256}"\n\n'
         f'[training]\nrecipe = "{recipe.name}"\nseed = {seed}\nepochs = {total}\n{threat}'
         f'command = "rbench train {recipe.name} --dataset {recipe.dataset} --seed {seed}{epochs}"\n'
-        f"summary = {json.dumps(recipe.title)}\n\n"
+        f"summary = {json.dumps(recipe.title)}\n{beside}\n"
         f"[source]\npaper = {json.dumps(recipe.source, ensure_ascii=False)}\n"
     )
+
+
+def _threat(recipe: Recipe) -> str:
+    """As a spec; a set that is trained here, and may not be known yet, as the recipe names it."""
+    return str(recipe.threat) if recipe.budgets else str(resolve(str(recipe.threat), recipe.dataset))

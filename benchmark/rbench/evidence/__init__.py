@@ -1,0 +1,1 @@
+"""What is measured beside verdicts: how good a learned set is."""
