@@ -24,7 +24,7 @@ SCHEMES = {  # how many inner attacks each asks for; None: one per member of a u
 CERTIFIED = ("ibp", "ibp-budgets")
 TEXTS = ("attacks",)
 NUMBERS = ("chances", "rates", "falls")
-SCALARS = ("rate", "weight_decay", "warmup", "clip", "ramp", "kappa")
+SCALARS = ("rate", "weight_decay", "warmup", "clip", "ramp", "kappa", "above")
 BUDGETS = {"form": str, "volume": float, "low": float, "high": float, "rate": float, "width": int}
 
 
@@ -36,10 +36,10 @@ class Recipe:
     adversarial: every batch is replaced by what `attacks` finds in `threat`. avg, max, eat: `attacks` has one per member of `threat`;
     trained on are all of them, the worst per image, or one drawn per batch, by `chances` where given. msd: multi steepest descent over the
     members, `rates` radii per step each. Over the first `warmup` epochs the radius grows linearly to its full size. ibp: the loss of
-    interval bounds over a box set; after `warmup` epochs without a bound the radius grows over `ramp` epochs, and the clean loss keeps the weight
-    `kappa`. ibp-budgets: likewise, and the half-widths are learned with the net: `budgets`, published under the name that `threat` gives.
-    `start` is the recipe whose model lends its weights; `clip` the largest norm of a gradient, 0: any. Weights after the last epoch are
-    kept; nothing is chosen by test accuracy. `net` is the architecture in words.
+    interval bounds over a box set at `above` times its radius; after `warmup` epochs without a bound the radius grows over `ramp` epochs,
+    and the clean loss keeps the weight `kappa`. ibp-budgets: likewise, and the half-widths are learned with the net: `budgets`, published
+    under the name that `threat` gives. `start` is the recipe whose model lends its weights; `clip` the largest norm of a gradient, 0: any.
+    Weights after the last epoch are kept; nothing is chosen by test accuracy. `net` is the architecture in words.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Recipe:
     start: str | None = None
     ramp: float = 0.0
     kappa: float = 0.0
+    above: float = 1.0
     budgets: dict[str, Any] = field(default_factory=dict)
 
 
@@ -132,6 +133,7 @@ def _check_values(table: dict[str, Any], path: Path) -> None:
     bounded = {
         "rate": (1e-12, "a learning rate above 0"), "warmup": (0.0, "epochs, from 0 on"), "ramp": (0.0, "epochs, from 0 on"),
         "clip": (0.0, "a norm, from 0 on"), "kappa": (0.0, "a weight from 0 to 1"), "weight_decay": (0.0, "a number from 0 on"),
+        "above": (1.0, "a factor from 1 on"),
     }  # fmt: skip
     for key, (low, expected) in bounded.items():
         value = table.get(key, 1)
@@ -160,7 +162,7 @@ def _check_chances(recipe: Recipe, path: Path) -> None:
 
 def _check_certified(recipe: Recipe, path: Path) -> None:
     """What only certified schemes know, and what they need."""
-    given = {key for key in ("ramp", "kappa", "budgets") if getattr(recipe, key)}
+    given = {key for key in ("ramp", "kappa", "budgets") if getattr(recipe, key)} | ({"above"} if recipe.above != 1 else set())
     if recipe.scheme not in CERTIFIED and given:
         raise CardError(f"{path}: {min(given)} for scheme {recipe.scheme}", expected=f"it with {' or '.join(CERTIFIED)} only")
     if recipe.kappa > 1 or not all(0 < fall < 1 for fall in recipe.falls):

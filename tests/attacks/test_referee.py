@@ -42,6 +42,7 @@ def test_members_are_accepted_and_strangers_refused(entry: Entry) -> None:
     assert torch.equal(found.images, entry.space.render(given.ctx, inside))
     assert torch.equal(found.gauge, entry.space.gauge(given.ctx, inside))
     outside = torch.where(inside == 0, 0.01, 1.01 * inside.sign() * (inside.abs() + 400))
+    outside = torch.where((inside == 0).all(1, keepdim=True), 400.0, outside)  # 0.01 everywhere may well be inside
     refused = judged(given, outside)
     assert not refused.accepted.any()
     assert set(refused.reason) == {"outside the set"}

@@ -16,7 +16,7 @@ from certificates.nets import EVERY, IMAGE, Chain, Residual, made, ready
 from rbench.certificates import METHODS, Certifier, Proof, Unsupported, ibp
 from rbench.certificates.graph import trace
 from rbench.certificates.rounding import slack
-from rbench.certificates.rules import UNIT, Box, gamma
+from rbench.certificates.rules import UNIT, Box
 from rbench_core.errors import UsageError
 
 FLAT = (1, 2, 3)
@@ -62,46 +62,46 @@ class Joined(nn.Module):
 # python -c "from certificates.test_certify import frozen; print(frozen())" in tests/
 FROZEN: dict[str, list[list[float]]] = {
     "plain": [
-        [-1.977508, 37.688],
-        [-1.442171, 37.688],
-        [-3.050848, 35.32],
-        [-2.621947, 35.32],
-        [0.728295, 37.688],
-        [1.284512, 37.688],
-        [-4.10256, 43.544],
-        [-1.967237, 43.544],
-        [-4.618852, 40.733],
-        [-2.932508, 40.733],
-        [-0.880738, 43.544],
-        [0.892943, 43.544],
+        [-1.977508, 17.628],
+        [-1.442171, 17.628],
+        [-3.050848, 14.537],
+        [-2.621947, 14.537],
+        [0.728295, 17.628],
+        [1.284512, 17.628],
+        [-4.10256, 25.035],
+        [-1.967237, 25.035],
+        [-4.618852, 19.612],
+        [-2.932508, 19.612],
+        [-0.880738, 25.035],
+        [0.892943, 25.035],
     ],
     "convolutional": [
-        [-1.939994, 129.116],
-        [-1.724522, 129.116],
-        [1.428578, 129.116],
-        [1.644026, 129.116],
-        [-3.696225, 103.996],
-        [-3.404558, 103.996],
-        [-2.654947, 147.196],
-        [-1.930658, 147.196],
-        [0.800775, 147.196],
-        [1.48141, 147.196],
-        [-5.3046, 118.602],
-        [-4.445978, 118.602],
+        [-1.939994, 24.583],
+        [-1.724522, 24.583],
+        [1.428578, 24.583],
+        [1.644026, 24.583],
+        [-3.696225, 60.368],
+        [-3.404558, 60.368],
+        [-2.654947, 28.974],
+        [-1.930658, 28.974],
+        [0.800775, 28.974],
+        [1.48141, 28.974],
+        [-5.3046, 69.753],
+        [-4.445978, 69.753],
     ],
     "joined": [
-        [-1.67912, 249.905],
-        [-1.259634, 249.905],
-        [-4.037667, 250.032],
-        [-3.596699, 250.032],
-        [-1.445786, 249.905],
-        [-0.973846, 249.905],
-        [-6.252429, 299.359],
-        [-4.972676, 299.359],
-        [-9.120553, 304.094],
-        [-7.780512, 304.094],
-        [-6.192179, 299.359],
-        [-5.069964, 299.359],
+        [-1.67912, 212.584],
+        [-1.259634, 212.584],
+        [-4.037667, 223.669],
+        [-3.596699, 223.669],
+        [-1.445786, 212.584],
+        [-0.973846, 212.584],
+        [-6.252429, 263.323],
+        [-4.972676, 263.323],
+        [-9.120553, 281.395],
+        [-7.780512, 281.395],
+        [-6.192179, 263.323],
+        [-5.069964, 263.323],
     ],
 }
 NETS = {"plain": (plain, FLAT), "convolutional": (convolutional, (1, 7, 7)), "joined": (Joined, (1, 8, 6))}
@@ -202,24 +202,27 @@ def test_a_margin_within_the_rounding_of_float32_is_not_proved() -> None:
 
 
 def test_the_slack_is_the_error_bound_written_out() -> None:
-    """E ← |W|E + γ(|W|(max|x| + E) + |b|) through linear, ReLU, linear with numpy (Higham 2002, sec. 3.1)."""
+    """E ← |W|E + γ(|W|(max|x| + E) + |b|), 0 behind a shut ReLU, γ of the operands that are not 0; with numpy (Higham 2002, sec. 3.1)."""
     net = set_by_waves(plain())
+    with torch.no_grad():
+        net[1].bias[3:6] = -9  # certainly shut
     x = wave(1, *FLAT, pace=0.9)
-    size, error = torch.maximum((x - 0.1).abs(), (x + 0.1).abs()).double().numpy().ravel(), np.zeros(6)
-    low, high = (x - 0.1).double().numpy().ravel(), (x + 0.1).double().numpy().ravel()
+    low, high, error = (x - 0.1).double().numpy().ravel(), (x + 0.1).double().numpy().ravel(), np.zeros(6)
     for layer in (part for part in net if isinstance(part, nn.Linear)):
         weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
-        count = (weight.shape[1] + 2) * UNIT
-        error = abs(weight) @ error + count / (1 - count) * (abs(weight) @ (size + error) + abs(bias))
+        size = np.maximum(abs(low), abs(high)) + error
+        count = (np.count_nonzero(size) + 2) * UNIT
+        passed, fresh = error, count / (1 - count) * (abs(weight) @ size + abs(bias))
+        error = abs(weight) @ error + fresh
         middle, radius = weight @ (low + high) / 2 + bias, abs(weight) @ (high - low) / 2
+        error = np.where(middle + radius + error > 0, error, 0)
         low, high = (middle - radius).clip(min=0), (middle + radius).clip(min=0)
-        size = high
-    graph = trace(net, FLAT)
+    graph, label = trace(net, FLAT), torch.tensor([1])
     own = graph.weights(torch.float64)
     boxes = ibp.boxes(graph, own, Box((x - 0.1).double(), (x + 0.1).double()), len(graph.nodes) - 1)
-    found = slack(graph, own, boxes, torch.tensor([1]))[0].detach()
-    np.testing.assert_allclose(found, [error[1] + error[0], error[1] + error[2]], rtol=1e-5)
-    assert gamma(10) > 10 * UNIT
+    found = slack(graph, own, boxes, ibp.differences(label, 3, boxes[0].lower))[0].detach()
+    np.testing.assert_allclose(found, [abs(weight[1] - weight[j]) @ passed + fresh[1] + fresh[j] for j in (0, 2)], rtol=1e-5)
+    assert (boxes[2].upper <= 0).sum() >= 3
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -232,10 +235,9 @@ def test_float32_stays_within_its_error_bound(name: str) -> None:
     with torch.no_grad():
         own = graph.weights(torch.float64)
         boxes = ibp.boxes(graph, own, Box(lower.double(), upper.double()), len(graph.nodes) - 1)
-        label = torch.zeros(len(lower), dtype=torch.int64)
-        bound = slack(graph, own, boxes, label)
-        specs = ibp.differences(label[:1], graph.classes, bound)[0]
-        apart = ((net(x).double() - exact(x.double())) @ specs.T).abs().unflatten(0, (-1, len(lower))).amax(0)
+        specs = ibp.differences(torch.zeros(len(lower), dtype=torch.int64), graph.classes, boxes[0].lower)
+        bound = slack(graph, own, boxes, specs)
+        apart = ((net(x).double() - exact(x.double())) @ specs[0].T).abs().unflatten(0, (-1, len(lower))).amax(0)
         wide = boxes[-1].size().amax(1, keepdim=True)
     assert (apart <= bound).all()
     assert (bound <= 0.01 * (1 + wide)).all()

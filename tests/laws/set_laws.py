@@ -262,7 +262,7 @@ def _corners(given: Given, lower: Tensor, upper: Tensor) -> list[Tensor]:
 
 
 def law_rendering(given: Given, seed: int) -> None:
-    """render(x, 0) is x, but for sets whose θ is a latent code; members land in [0, 1]; images keep shape and type; θ of an image gives it."""
+    """render(x, 0) is x (not of latent codes); members land in [0, 1]; images keep shape and type; θ of an image renders to that image."""
     zero = torch.zeros(len(given.x), given.parameters)
     theta = members(given, seed)
     if "latent" not in given.space.capabilities:

@@ -40,6 +40,9 @@ FACTORS: dict[tuple[str, str], float | None] = {
     ("slide", "l1"): 1.01,
     ("pgd", "l1"): None,  # a dense l1 step moves one value, also against the wall: 75 % with the box active, at any radius; in no plan
     ("apgd", "l1"): None,
+    ("random", "linf"): None,  # no search: so many draws
+    ("random", "l2"): None,
+    ("random", "l1"): None,
     ("square", "linf"): 1.1,
     ("square", "l2"): 1.2,  # with the 1,000 queries of the laws; with more the factors of the slow test below hold
     ("square", "l1"): 1.4,

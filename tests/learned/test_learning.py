@@ -71,7 +71,9 @@ def test_a_learned_set_is_a_threat_at_once(kind: str, likelihood: str, tmp_path:
     space = build(parse(f"learned({written_name(str(card))}, radius=2)"))
     table = space.card.table
     assert table["training"]["command"].startswith("rbench learn-set ")
-    assert {"identity", "encoder", "pgd", "expected", "over", "reconstruction"} <= set(table["quality"]["mse"]) & set(table["quality"]["bce"])
+    assert {"identity", "encoder", "pgd", "expected", "over", "reconstruction"} <= set(table["quality"]["mse"]) & set(
+        table["quality"]["bce"]
+    )
     assert table["radius"]["pairs"] == 2 * table["radius"]["images"] == 194
     log = [json.loads(line) for line in (tmp_path / "out" / "tiny.log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in log] == [1, 2, 3]

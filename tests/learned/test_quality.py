@@ -127,7 +127,7 @@ def test_the_true_set_is_found_from_inside() -> None:
     beyond = quality.beyond_the_truth(net, part, kind, eps, seed=0, limit=12)
     assert beyond["floor"].max() < 1e-4
     assert np.median(beyond["surface"]) < 0.2 * squared_error(part.x, part.partners(torch.arange(len(part.x)), 0)).median()
-    blank = quality._to_the_truth(part.x[:2], 1 - part.x[:2], kind)
+    blank = quality.to_the_truth(part.x[:2], 1 - part.x[:2], kind)
     assert (blank > 0.05).all()
 
 

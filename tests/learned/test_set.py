@@ -186,9 +186,7 @@ def test_a_radius_beyond_the_validated_one_is_said_in_the_run(tmp_path: Path) ->
     assert Learned("digits-rts", limit).notes == ()
     beyond = Learned("digits-rts", limit + 1)
     assert str(limit) in beyond.notes[0]
-    report = rbench.evaluate(
-        "digits-standard", threat=str(beyond), n=3, plan="pgd(steps=2)", results=tmp_path, site=False
-    )
+    report = rbench.evaluate("digits-standard", threat=str(beyond), n=3, plan="pgd(steps=2)", results=tmp_path, site=False)
     assert any(str(beyond) in row["text"] and "validated" in row["text"] for row in report.data["warnings"])
     quiet = rbench.evaluate("digits-standard", threat="cvae-rts", n=3, plan="pgd(steps=2)", results=tmp_path, site=False)
     assert not any("validated" in row["text"] for row in quiet.data["warnings"])

@@ -140,6 +140,21 @@ def test_batch_norm_bounds_see_the_statistics_of_the_clean_batch() -> None:
     torch.testing.assert_close(moved, 0.9 * before + 0.1 * mean)
 
 
+@pytest.mark.parametrize("name", ["ibp", "contextual"])
+def test_above_the_radius_means_a_wider_box(name: str) -> None:
+    net, _, data = begun()
+    recipe = replace(read_recipe(name, "digits"), start="ibp", warmup=0.0, ramp=0.0)
+    losses = []
+    for above in (1.0, 1.2):
+        foe = adversary(replace(recipe, above=above))
+        foe.begin(net)
+        losses.append(foe.lesson(net, data.x, data.y, Moment(0, 0.0)).loss.item())
+    eps = 0.15 * 1.2
+    worst = ibp.margins(trace(net, (1, 8, 8)), (data.x - eps).clamp_min(0), (data.x + eps).clamp_max(1), data.y)
+    assert losses[1] == pytest.approx((1 + (-worst).exp().sum(1)).log().mean().item(), rel=1e-3)
+    assert losses[1] > 1.2 * losses[0]
+
+
 def test_a_threat_that_is_no_box_is_refused() -> None:
     recipe = read_recipe("ibp", "digits")
     for threat in ("l2", "union(linf(eps=0.1), l2(eps=1))"):
@@ -162,6 +177,8 @@ def test_recipe_tables_that_make_no_sense_are_refused() -> None:
         ({"kappa": 2}, "kappa"),
         ({"falls": [1.5]}, "falls"),
         ({"ramp": -1}, "ramp"),
+        ({"above": 0.9}, "above"),
+        ({"scheme": "adversarial", "attacks": ["pgd"], "budgets": {}, "above": 1.1}, "above"),
     ):
         with pytest.raises(CardError, match=told):
             recipes._checked({**table, **change}, Path("r.toml"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from laws.given import images, rows
 from laws.nets import linear_net
+from rbench import evaluate
 from rbench.attacks.build import build_attack, spec_of
 from rbench.attacks.lockstep import lockstep
 from rbench_core.errors import CardError, FileError, SpecError, UnknownName
@@ -276,3 +278,16 @@ def test_broken_files_and_cards_are_one_clear_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     (tmp_path / "card.toml").write_text(text)
     assert build(parse(f'contextual("{tmp_path / "card.toml"}")')) == contextual("contextual(digits-budgets)")
+
+
+def test_a_run_in_uniform_budgets_answers_as_one_in_linf_does(tmp_path: Path) -> None:
+    """Certificates, engine and referee from end to end: every status, attack and count of passes."""
+    reports = [
+        json.loads(evaluate("digits-ibp", threat=threat, n=40, results=tmp_path).to_json())
+        for threat in ("linf(eps=0.2)", "contextual(uniform(eps=0.2))")
+    ]
+    told = ("index", "label", "status", "attack", "predicted")
+    one, other = ([{key: row[key] for key in told} for row in report["verdicts"]] for report in reports)
+    assert one == other
+    assert {row["status"] for row in one} >= {"certified", "broken"}
+    assert reports[0]["cost"]["forward"] == reports[1]["cost"]["forward"] > 0

@@ -82,7 +82,8 @@ def _walks(space: Learned, net: CVAE, ctx: Conditioned) -> Panel:
     jacobian = slope.unflatten(0, (len(ctx.x), latent)).transpose(1, 2).flatten(0, 1)  # pixels of all images × latents
     directions = torch.linalg.svd(jacobian.double(), full_matrices=False).Vh[:count].to(ctx.mean)
     directions = directions * directions.gather(1, directions.abs().argmax(1, keepdim=True)).sign()  # the sign of a singular vector is free
-    lengths = torch.linspace(-1, 1, PLACES).to(ctx.mean) * float(space.radius)
+    half = PLACES // 2
+    lengths = (torch.arange(PLACES) - half).to(ctx.mean) / half * float(space.radius)
     first = Conditioned(*(part[:1].repeat(count * PLACES, *[1] * (part.ndim - 1)) for part in (ctx.x, ctx.mean, ctx.spread)))
     codes = into_ball((directions[:, None] * lengths[:, None]).flatten(0, 1), float(space.radius))
     return Panel(

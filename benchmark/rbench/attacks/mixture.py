@@ -24,8 +24,8 @@ class Mixture(APGD):
 
     That is nearer to even than the flat Dirichlet draw of Tramèr & Boneh 2019 (−log U), since the parts' own attacks have been at the ends:
     docs/combinations.md has what each draw broke. Where the set fixes the weights it climbs at those. Sparse parts move a share of their
-    coordinates, drawn per row from 0.02 to 0.2. Unlike in the paper's code all parts move at every step: at equal passes that broke as many
-    as one part after the other.
+    coordinates, drawn per row from 0.02 to 0.2. Unlike in the paper's code all parts move at every step: at equal passes that broke as
+    many as one part after the other.
     """
 
     loss_name: str = "ce"

@@ -46,7 +46,9 @@ class Activation(Rule):
         return [positive * line.below + negative * line.above], total(positive * line.under + negative * line.over)
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
-        return inputs[0].error
+        """The input's error, and no more than the curve rises over all that the input may be: 0 behind a ReLU that is certainly shut."""
+        (x,) = inputs
+        return torch.minimum(x.error, self.value(w, x.box.upper + x.error) - self.value(w, x.box.lower - x.error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,7 @@ class LeakyReLU(Activation):
         return Lines(self.slope + rest * line.below, line.under, self.slope + rest * line.above, rest * line.over)
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
-        size, error = inputs[0]
-        return error + 2 * UNIT * self.slope * (size + error) + TINY  # the slope itself and the product are rounded
+        return Activation.error(self, w, *inputs) + 3 * UNIT * self.slope * inputs[0].reach + TINY  # slope and product are rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Clamp(Activation):
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
         ends = max(abs(self.floor or 0.0), abs(self.ceiling or 0.0))
-        return inputs[0].error + UNIT * ends  # the ends themselves as float32
+        return Activation.error(self, w, *inputs) + UNIT * ends  # the ends themselves as float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class Sigmoid(Activation):
         return Lines(below, touched_below, above, touched_above)
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
-        return inputs[0].error + 16 * UNIT  # values up to 1, taken to be good to 8 units in the last place
+        return Activation.error(self, w, *inputs) + 16 * UNIT  # values up to 1, taken to be good to 8 units in the last place
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ class ELU(Activation):
         return Lines(below, self.value((), middle) - below * middle, above, at_high - above * high)
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
-        return inputs[0].error + 16 * UNIT  # as for the sigmoid: below 0 values lie within 1
+        return Activation.error(self, w, *inputs) + 16 * UNIT  # as for the sigmoid: below 0 values lie within 1
 
 
 @dataclass(frozen=True, slots=True)

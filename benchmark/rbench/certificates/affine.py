@@ -33,8 +33,9 @@ class Weighted(Rule):
         """The bias, to be broadcast over an output without rows."""
         raise NotImplementedError
 
-    def fan_in(self, weight: Tensor) -> int:
-        return weight[0].numel()
+    def operands(self, alive: Tensor, weight: Tensor) -> Tensor:
+        """How many numbers that are not exactly 0 one output value adds up, the most in a row: (rows, 1, …). alive: 1 where it may be."""
+        raise NotImplementedError
 
     def value(self, w: Weights, *x: Tensor) -> Tensor:
         return self.apply(x[0], given(w[0]), w[1])
@@ -48,10 +49,13 @@ class Weighted(Rule):
         return [moved], None if w[1] is None else total(a * self.channels(w[1]))
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
-        weight, (size, error) = given(w[0]), inputs[0]
-        count = self.fan_in(weight) + 2
-        spread = self.apply(error + gamma(count) * (size + error), weight.abs(), None if w[1] is None else gamma(count) * w[1].abs())
-        return spread + count * TINY
+        return self.apply(inputs[0].error, given(w[0]).abs(), None) + self.fresh(w, inputs[0])
+
+    def fresh(self, w: Weights, x: Rounded) -> Tensor:
+        """The roundings of this operation alone. Zeros add none: a product with 0 is exact, and so is a sum with it."""
+        weight = given(w[0])
+        count = self.operands((x.reach > 0).to(weight.dtype), weight) + 2
+        return gamma(count) * self.apply(x.reach, weight.abs(), None if w[1] is None else w[1].abs()) + count * TINY
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,9 @@ class Linear(Weighted):
 
     def channels(self, bias: Tensor) -> Tensor:
         return bias
+
+    def operands(self, alive: Tensor, weight: Tensor) -> Tensor:
+        return alive.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,12 @@ class Conv(Weighted):
 
     def channels(self, bias: Tensor) -> Tensor:
         return bias[:, None, None]
+
+    def operands(self, alive: Tensor, weight: Tensor) -> Tensor:
+        """Of all groups together, which is at least as many as of one."""
+        window = weight.new_ones((1, 1, *weight.shape[-2:]))
+        found = functional.conv2d(alive.sum(1, keepdim=True), window, None, self.stride, self.padding, self.dilation)
+        return found.amax((1, 2, 3), keepdim=True).clamp_max(weight[0].numel())
 
 
 # --- element by element ---------------------------------------------------------------------------------------------------------------
@@ -123,9 +136,9 @@ class Diagonal(Rule):
         return [fitted(a * scale, shapes[0])], total(a * shift)
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
-        size, error = inputs[0]
-        scale, shift = self.pair(w, size)
-        return scale.abs() * error + gamma(4) * (scale.abs() * (size + error) + shift.abs()) + 4 * TINY
+        (x,) = inputs
+        scale, shift = self.pair(w, x.error)
+        return scale.abs() * x.error + gamma(4.0) * (scale.abs() * x.reach + shift.abs()) + 4 * TINY
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +172,11 @@ class BatchNorm(Diagonal):
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
         """As `Diagonal`, with the roundings of the scale itself and of the bias minus the scaled mean."""
-        size, error = inputs[0]
-        scale, _ = self.pair(w, size)
+        (x,) = inputs
+        scale, _ = self.pair(w, x.error)
         planes = scale.shape
         offset = (given(w[2]).view(planes) * scale).abs() + (0 if w[1] is None else w[1].abs().view(planes))
-        return scale.abs() * error + gamma(12) * (scale.abs() * (size + error) + offset) + 12 * TINY
+        return scale.abs() * x.error + gamma(12.0) * (scale.abs() * x.reach + offset) + 12 * TINY
 
 
 # --- several nodes --------------------------------------------------------------------------------------------------------------------
@@ -186,9 +199,9 @@ class Sum(Rule):
         return [fitted(a, shapes[0]), fitted(self.sign * a, shapes[1])], None
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
-        (size, error), (other, its) = inputs
-        error, size = error + abs(self.sign) * its, size + abs(self.sign) * other
-        return error + gamma(2) * (size + error) + 2 * TINY
+        first, second = inputs
+        error, factor = first.error + abs(self.sign) * second.error, abs(self.sign)
+        return error + gamma(3.0) * (first.reach + factor * second.reach) + 3 * TINY
 
 
 @dataclass(frozen=True, slots=True)

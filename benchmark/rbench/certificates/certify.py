@@ -77,7 +77,7 @@ class Certifier:
         bound = ibp.tail(self.graph, self.weights, boxes[self.graph.tail], specs)
         if method == "crown-ibp":
             bound = torch.maximum(bound, crown.backward(self.graph, self.weights, boxes, specs))
-        needed = slack(self.graph, self.weights, boxes, label)
+        needed = slack(self.graph, self.weights, boxes, specs)
         real = (lower <= upper).flatten(1).all(1, keepdim=True) & bound.isfinite() & needed.isfinite()
         bound, needed = torch.where(real, bound, -torch.inf), torch.where(real, needed, 0.0)
         worst = (bound - needed).argmin(1, keepdim=True)

@@ -39,9 +39,9 @@ class Positive(Rule):
         return [moved.unflatten(0, a.shape[:2])], None
 
     def error(self, w: Weights, *inputs: Rounded) -> Tensor:
-        size, error = inputs[0]
-        count = self.roundings(tuple(size.shape[1:]))
-        return self.value(w, error + gamma(count) * (size + error)) + count * TINY
+        (x,) = inputs
+        count = float(self.roundings(tuple(x.error.shape[1:])))
+        return self.value(w, x.error + gamma(count) * x.reach) + count * TINY
 
 
 @dataclass(frozen=True, slots=True)

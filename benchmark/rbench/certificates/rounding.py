@@ -5,24 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from rbench.certificates.affine import Linear, given
 from rbench.certificates.graph import Graph
-from rbench.certificates.ibp import differences
-from rbench.certificates.rules import Box, Rounded, Weights
-
-OWN = 1 + 2.0**-20  # the bounds themselves are computed in float64: their roundings are 2⁻²⁹ of those of float32
+from rbench.certificates.rules import OWN, Box, Rounded, Weights
 
 
-def slack(graph: Graph, weights: Sequence[Weights], boxes: Sequence[Box], label: Int[Tensor, " rows"]) -> Float[Tensor, "rows others"]:
-    """error(z_label) + error(z_j) per j ≠ label, from above, for sums in any order of operands; boxes of all nodes.
+def slack(
+    graph: Graph, weights: Sequence[Weights], boxes: Sequence[Box], specs: Float[Tensor, "rows specs classes"]
+) -> Float[Tensor, "rows specs"]:
+    """How far specs·logits may be off where the logits are computed in float32, with sums in any order of operands; boxes of all nodes.
 
     A margin of the exact net above it is a margin above 0 of the float32 net. Not covered: TF32, half precision, Winograd and FFT
     convolutions.
     """
     errors = [torch.zeros_like(boxes[0].lower)]
-    for node, own in zip(graph.nodes[1:], weights[1:], strict=True):
-        inputs = [Rounded(boxes[place].size(), errors[place]) for place in node.inputs]
-        errors.append(node.rule.error(own, *inputs).expand_as(boxes[len(errors)].lower))
-    return OWN * (differences(label, graph.classes, errors[-1]).abs() @ errors[-1].unsqueeze(2)).squeeze(2)
+    for place, (node, own) in enumerate(zip(graph.nodes[1:], weights[1:], strict=True), start=1):
+        inputs = [Rounded(boxes[i], errors[i]) for i in node.inputs]
+        if place == len(graph.nodes) - 1 and isinstance(node.rule, Linear):
+            return OWN * _merged(node.rule, own, inputs[0], specs)
+        errors.append(node.rule.error(own, *inputs).expand_as(boxes[place].lower))
+    return OWN * (specs.abs() @ errors[-1].unsqueeze(2)).squeeze(2)
+
+
+def _merged(rule: Linear, own: Weights, x: Rounded, specs: Tensor) -> Tensor:
+    """As the margins themselves: what the last layer is given wrong counts by the difference of two rows, not by each of them."""
+    passed, fresh = (specs @ given(own[0])).abs() @ x.error.unsqueeze(2), specs.abs() @ rule.fresh(own, x).unsqueeze(2)
+    return (passed + fresh).squeeze(2)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
 Weights = tuple[Tensor | None, ...]
+Count = TypeVar("Count", float, Tensor)
 UNIT = 2.0**-24  # unit roundoff of float32: the model's own forward pass, whose error `error` bounds
+OWN = 1 + 2.0**-20
 TINY = 2.0**-126  # below it float32 is subnormal, or flushed to zero: an absolute error per operation
 
 
@@ -58,10 +60,15 @@ class Box:
 
 
 class Rounded(NamedTuple):
-    """An operand of the float32 pass: the largest absolute value of the exact one, and how far the computed one may be from it."""
+    """An operand of the float32 pass: where the exact one lies, and how far the computed one may be from it, per element."""
 
-    size: Tensor
+    box: Box
     error: Tensor
+
+    @property
+    def reach(self) -> Tensor:
+        """The largest absolute value of the computed one."""
+        return self.box.size() + self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +96,12 @@ class Rule:
         raise NotImplementedError
 
 
-def gamma(count: int) -> float:
-    """The relative error of a sum of `count` rounded float32 operations in any order (Higham 2002, lemma 3.1)."""
-    return count * UNIT / (1 - count * UNIT)
+def gamma(count: Count) -> Count:
+    """The relative error of a sum of `count` rounded float32 operations in any order (Higham 2002, lemma 3.1), and a millionth more.
+
+    The millionth is for the bounds themselves: their float64 roundings are 2⁻²⁹ of those of float32.
+    """
+    return OWN * count * UNIT / (1 - count * UNIT)
 
 
 def total(products: Tensor) -> Tensor:

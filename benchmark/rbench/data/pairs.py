@@ -186,4 +186,5 @@ def _split(
     parts = [np.flatnonzero(np.isin(place, side)) for side in sides]
     fixed = [Fixed(torch.from_numpy(clean[rows]), torch.from_numpy(partner[rows])) for rows in parts]
     counts = ", ".join(f"{len(side)} groups with {len(rows)} pairs" for side, rows in zip(sides, parts, strict=True))
-    return Pairs(fixed[0], fixed[1], fixed[2], f"{clean.shape[1]} channels of {clean.shape[2]}x{clean.shape[3]}; to learn, choose, test: {counts}")
+    said = f"{clean.shape[1]} channels of {clean.shape[2]}x{clean.shape[3]}; to learn, choose, test: {counts}"
+    return Pairs(fixed[0], fixed[1], fixed[2], said)

@@ -181,11 +181,11 @@ def beyond_the_truth(
             images = {name: net.generate(batch.ctx.x, batch.ctx.mean + batch.ctx.spread * code) for name, code in
                       (("expected", drawn), ("surface", surface))}  # fmt: skip
         for name, shown in {**images, "floor": batch.partner}.items():
-            found[name].append(_array(_to_the_truth(batch.ctx.x, shown, kind)))
+            found[name].append(_array(to_the_truth(batch.ctx.x, shown, kind)))
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
-def _to_the_truth(x: Images, shown: Images, kind: partners.Warp) -> Float[Tensor, " rows"]:
+def to_the_truth(x: Images, shown: Images, kind: partners.Warp) -> Float[Tensor, " rows"]:
     """The smallest MSE between each image and a warp of its x."""
     axes = [torch.linspace(0, 1, count, device=x.device) for count in (25, 7, 5, 5)]
     grid = kind.parameters(torch.cartesian_prod(*axes))

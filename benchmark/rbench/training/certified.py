@@ -53,14 +53,14 @@ class Bounded:
         if share == 0:
             logits = net(x)
             return Lesson(functional.cross_entropy(logits, label), logits, label)
-        logits, margins = ibp.both(self.graph, x, *self.box(x, share), label)
+        logits, margins = ibp.both(self.graph, x, *self.box(x, share * self.recipe.above), label)
         self.proved, self.seen = self.proved + int((margins > 0).all(1).sum()), self.seen + len(x)
         robust = functional.cross_entropy(torch.cat([torch.zeros_like(margins[:, :1]), -margins], 1), torch.zeros_like(label))
         kappa = 1 - share * (1 - self.recipe.kappa)
         return Lesson(kappa * functional.cross_entropy(logits, label) + (1 - kappa) * robust, logits, label)
 
     def box(self, x: Images, share: float) -> tuple[Images, Images]:
-        """The images between which the net is bounded, at this share of the radius."""
+        """The images between which the net is bounded, at this share of the radius; more than 1 where the recipe trains above it."""
         raise NotImplementedError
 
     def told(self, right: int, seen: int) -> None:

@@ -89,7 +89,8 @@ def _begun(recipe: Recipe, foe: Adversary, seed: int, device: str, total: int, p
         parts = foe.begin(net)
     rates = [recipe.rate, *(recipe.budgets["rate"] for _ in parts)]
     groups = [{"params": list(part.parameters()), "peak": rate} for part, rate in zip([net, *parts.values()], rates, strict=True)]
-    optimiser = torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=recipe.weight_decay)
+    groups[0]["weight_decay"] = recipe.weight_decay  # of the net alone
+    optimiser = torch.optim.AdamW(groups, lr=recipe.rate, weight_decay=0.0)
     if not partial.exists():
         return Work(net, parts, optimiser, 0, [])
     stored = torch.load(partial, map_location=device, weights_only=True)
