@@ -143,9 +143,7 @@ def evaluate(
         return Report(run_report(store, run), store.folder)
 
 
-def own_examples(
-    members: Sequence[PerturbationSet], name: str, home: str | None, root: Path | str | None = None
-) -> Dataset | None:
+def own_examples(members: Sequence[PerturbationSet], name: str, home: str | None, root: Path | str | None = None) -> Dataset | None:
     """The images and labels that a threat brings (capability "examples"), as a data set of its own; None for a threat that has none.
 
     home: the data set beside which it stands, whose class names it shares. root: where data is looked for first.

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from rbench.data.dataset import Dataset
 from rbench.probe import Images, Logits, Warnings, answer, check_classes, probe_batch, suspicions, warning, word
+from rbench_core.code import from_file, guarded, importable
 from rbench_core.errors import ModelError, UsageError
 from rbench_zoo import catalogue
 from rbench_zoo.architectures import Layers
 from rbench_zoo.card import Card
-from rbench_core.code import from_file, guarded, importable
 from rbench_zoo.load import content_digest, load_model, model_digest
 
 

@@ -10,12 +10,12 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from rbench_core.code import from_file, from_package, guarded
 from rbench_core.errors import CardError, ModelError
 from rbench_core.files import canonical_json
 from rbench_zoo import architectures
 from rbench_zoo.architectures import Layers, Normalise
 from rbench_zoo.card import Card
-from rbench_core.code import from_file, from_package, guarded
 from rbench_zoo.fetch import tensors_of
 
 

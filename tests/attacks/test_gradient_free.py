@@ -49,14 +49,14 @@ def make(channels, hidden):
 
 # SHA-256 of the plans' records, which are part of every question's key: another one means that stored verdicts answer no question any more.
 RECORDS = {
-    "apgd": "6b7a90e12eb8d2d217af33f450cf118ff3fe7bac8c066721affdd966173d48fa",
-    "pgd": "f3cf17d75e3de458fdb259ee0e72c4ab276fce8c3c2145b5a94e990ddc81c8f2",
+    "apgd": "f8ebb70272bdd7bc5303841ca3cfae3b09ca0ae23b25bfc0e102751fc3df1d32",
+    "pgd": "9c9ebb7120e6d79055185af27d707bcf4c177206b72c35272b176c355ee770b4",
 }
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_the_records_of_plans_stay(name: str) -> None:
-    """`python -c "..."` with the line below makes a digest; a change belongs to another version of the engine."""
+    """`python -c "..."` with the line below makes a digest; a change asks every question of the plan anew, and the changelog says so."""
     assert sha256_bytes(canonical_json(resolve_plan(name).record()).encode()) == RECORDS[name]
 
 
@@ -86,9 +86,9 @@ def test_stages_that_need_a_gradient_are_left_out() -> None:
 
 
 def test_after_and_best_do_not_stand_alone() -> None:
-    """The default plan on a set with a grid: the grid stays, the gradient that would go on from it does not."""
+    """The default plan on a set with a grid: the points stay, the gradient that would go on from it does not."""
     plan = resolve_plan(DEFAULT_PLAN).for_model(False)
-    assert [stage.label for stage in plan.stages_for(TURN)] == ["grid"]
+    assert [stage.label for stage in plan.stages_for(TURN)] == ["random(draws=10)", "grid"]
 
 
 def test_nothing_left_is_one_line_that_names_the_plan_to_take() -> None:
@@ -213,10 +213,10 @@ def test_the_default_plan_breaks_what_has_no_gradient(tmp_path: Path, monkeypatc
 
 @pytest.mark.usefixtures("registry")
 def test_a_run_says_what_its_plan_went_without(tmp_path: Path) -> None:
-    """The grid remains of the plan `apgd`: it runs, and the board is told."""
+    """Random points and the grid remain of the plan `apgd`: it runs, and the board is told."""
     threat = "rotation-translation(degrees=30, shift=1)"
     report = run(tmp_path, threat=threat, plan="apgd")
-    assert [stage["attack"] for stage in report.data["stages"]] == ["clean pass", "grid"]
+    assert [stage["attack"] for stage in report.data["stages"]] == ["clean pass", "random(draws=10)", "grid"]
     assert any(row["status"] == "broken" for row in report.data["verdicts"])
     (said,) = [row["text"] for row in report.data["warnings"] if row["code"] == "no-gradient-attacks"]
     assert "plan apgd went without apgd(loss=ce, steps=100), apgd(loss=dlr-targeted, steps=100, top=9)" in said

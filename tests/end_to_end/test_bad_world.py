@@ -292,7 +292,8 @@ def test_control_c_is_one_line_and_the_run_goes_on_from_there(behaving: Behaving
         str(tmp_path / "results"),
     ]
     env = {**os.environ, "E2E_SLEEP": "0.1"}
-    heeding = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{SMALL_CHUNKS}"  # a job in the background ignores it
+    # a job in the background is born deaf to the keyboard
+    heeding = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{SMALL_CHUNKS}"
     child = subprocess.Popen(
         [sys.executable, "-P", "-c", heeding, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
     )

@@ -102,5 +102,19 @@ def test_joined_figures_never_rise_with_the_radius(family: str, radii: tuple[obj
     assert len(_fallen(raw[-1])) < len(boards[-1]), "the weak plan found all: the test would test nothing"
 
 
+def test_a_proof_holds_for_every_smaller_radius_and_for_no_larger_one(tmp_path: Path) -> None:
+    """On boards: what is proved at 0.02 is proved at 0.01, where the run itself proved nothing, and not at 0.03."""
+    weak = "pgd(steps=1, rate=0.001)"
+    radii = {"0.01": "none", "0.02": "auto", "0.03": "none"}
+    reports = {eps: run(tmp_path, threat=f"linf(eps={eps})", plan=weak, certify=certify) for eps, certify in radii.items()}
+    proved = {index for index, status in statuses(reports["0.02"]).items() if status == "certified"}
+    assert proved
+    with stored(tmp_path) as store:
+        for eps, held in (("0.01", True), ("0.03", False)):
+            board = joined(store, reports[eps].data["questions"][0]["key"])
+            assert {index for index in proved if board.get(index) == "certified"} == (proved if held else set())
+            assert "certified" not in statuses(reports[eps]).values(), "a run speaks of its own questions"
+
+
 def _fallen(answers: Statuses) -> set[int]:
     return {index for index, status in answers.items() if status in FALLEN}

@@ -139,6 +139,7 @@ def _facts(table: dict[str, Any]) -> list[Fact]:
                 f"{quality['radius']:g} ({cover['rule']}); of the clean images themselves {100 * cover['identity']['share']:.1f} %",
             )
         )
+        facts += [_smaller(row) for row in cover.get("by_radius", [])]
     facts += [_error(measure, quality) for measure in ORDER if measure in quality.get("mse", {})]
     if "beyond_the_truth" in quality:
         beyond = quality["beyond_the_truth"]
@@ -153,6 +154,13 @@ def _facts(table: dict[str, Any]) -> list[Fact]:
     if training:
         facts.append(Fact("learned by", f"{training['command']}", f"{training['read']}; {training['seconds']:,} s"))
     return facts
+
+
+def _smaller(row: dict[str, Any]) -> Fact:
+    low, high = row["interval_95"]
+    return Fact(
+        f"coverage at radius {row['radius']:g}", f"{100 * row['share']:.1f} % ({100 * low:.1f} – {100 * high:.1f})", "of the same pairs"
+    )
 
 
 def _error(measure: str, quality: dict[str, Any]) -> Fact:

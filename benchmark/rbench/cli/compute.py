@@ -32,7 +32,9 @@ def count(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 
 @click.command()
 @click.option("--model", required=True, metavar="NAME|FILE.py:FACTORY", help="From `rbench models`, or your own (then also --dataset).")
-@click.option("--threat", default="union-lp", show_default=True, metavar="NAME|SPEC", help="From `rbench threats`, or e.g. linf(eps=0.3); all: every one.")
+@click.option(
+    "--threat", default="union-lp", show_default=True, metavar="NAME|SPEC|all", help="From `rbench threats`, or e.g. linf(eps=0.3)."
+)
 @click.option("--eps", metavar="E", help="Replaces the radius of a single ball: 0.3, 8/255.")
 @click.option("--dataset", metavar="D", help="A name from `rbench datasets`.  [default: the model's own]")
 @click.option("--data", type=FOLDER, metavar="DIR", help="Where the data lies.  [default: RBENCH_DATA, else the cache folder]")

@@ -150,6 +150,17 @@ def coverage(net: CVAE, validation: dict[str, Array], test: dict[str, Array]) ->
     return {"delta_mse": short(delta), "rule": rule, "n": len(test["pgd_mse"]), **shares}
 
 
+def covered(
+    net: CVAE, part: Part, eps: float, delta: float, *, turn: int = 0, device: str = "cpu", limit: int | None = None
+) -> dict[str, Any]:
+    """The share of the pairs within δ of the set at another radius: what a smaller ball gives away."""
+    hits = []
+    for batch in batches(net, part, turn, device, limit):
+        error = nearest(net, batch.ctx, batch.partner, into_ball(batch.mean, eps), eps, squared_error)[1]
+        hits.append(_array(error) <= delta)
+    return {"radius": eps, **share(np.concatenate(hits))}
+
+
 def summary(values: Array) -> dict[str, Any]:
     """Median with its order-statistics interval, mean with its normal one, both 95 %."""
     ordered, n = np.sort(values), len(values)

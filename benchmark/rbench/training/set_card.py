@@ -78,6 +78,11 @@ def measured(
         "inside": set_quality.share(test["norm"] <= eps),
         "coverage": set_quality.coverage(net, sides["validation"], test),
     }
+    delta = quality["coverage"]["delta_mse"]
+    quality["coverage"]["by_radius"] = [
+        set_quality.covered(net, given.test, float(smaller), delta, device=device, limit=MEASURED)
+        for smaller in range(1, radius["validated"])
+    ]
     for metric in set_quality.METRICS:
         quality[metric] = {measure: set_quality.summary(test[f"{measure}_{metric}"]) for measure in MEASURES}
     kind = None if config.pairs["kind"] == "folder" else partners.build(config.pairs, config.path)
