@@ -101,7 +101,8 @@ def test_a_defended_net_stands_where_the_undefended_one_falls(name: str) -> None
             accuracy(net, inner(net, data.x, data.y, 0), data.y)
             for net in (find(other).module.requires_grad_(False) for other in (name, f"{card.dataset}-standard"))
         )
-        assert defended > bare + 0.2, inner.spec
+        gained = 0.05 if "random(draws=1," in inner.spec else 0.2  # one draw is no search, and breaks few of the undefended
+        assert defended > bare + gained, inner.spec
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -5,6 +5,7 @@ A column is the name under which a threat was asked (union-lp); its limits are t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,8 @@ def whole(facts: Facts, boards: Sequence[Board]) -> Whole:
         for digest, row in (board.best if board else {}).items():
             assert board is not None
             models.setdefault((board.dataset.of or board.dataset.name, digest), {})[name] = (board, row)
+    often = Counter(name for cells in models.values() for name in cells)
+    threats.sort(key=lambda name: -often[name])  # what most models were asked first, what applies to none last
     lines = [_line(facts, key, cells, threats, skipped.get(key[1], {})) for key, cells in models.items()]
     return Whole(threats, sorted(lines, key=lambda line: (line.dataset, line.model.name)))
 
