@@ -76,7 +76,8 @@ class Runner:
 
     def _late_warnings(self) -> None:
         """What only the verdicts could tell."""
-        rows = [row for record in self.questions for row in self.store.verdicts(record.key, 0, self.asked.n)]
+        told = [(record.spec, row) for record in self.questions for row in self.store.verdicts(record.key, 0, self.asked.n)]
+        rows = [row for _, row in told]
         right = {row.index for row in rows if row.clean == row.label}  # of certificates too: they see the same clean pass
         accuracy, first = len(right) / max(len({row.index for row in rows}), 1), slice(0, min(self.asked.n, LOOKED_AT))
         x, y = (part[first].to(self.asked.model.device) for part in (self.asked.data.x, self.asked.data.y))
@@ -84,7 +85,9 @@ class Runner:
         if scaled is not None:
             self.warnings.append(scaled)
         fallen = {row.index for row in rows if row.status in FALLEN}  # an error under another member no longer matters
-        errors = {row.index: row.reason or "" for row in rows if row.status == "error" and row.index not in fallen}
+        proved = {(spec, row.index) for spec, row in told if row.status == "certified"}  # nor does one of an attack beside a proof
+        failed = [row for spec, row in told if row.status == "error" and row.index not in fallen and (spec, row.index) not in proved]
+        errors = {row.index: row.reason or "" for row in failed}
         if errors:
             some = next(iter(errors.values()))
             self.warnings.append(

@@ -29,7 +29,7 @@ REPORT: dict[str, type | tuple[type, ...]] = {  # DESIGN section 6: keys are onl
     "n": int,
     "clean": dict,
     "robust": dict,
-    "certified": type(None),
+    "certified": dict,
     "members": dict,
     "verdicts": list,
     "cost": dict,
@@ -81,13 +81,14 @@ def test_run_prints_one_object_of_the_fixed_keys_and_show_prints_it_again(means:
     [(spec, member)] = report["members"].items()
     assert member["clean"] == report["clean"]
     assert member["robust"] == report["robust"]
-    assert member["certified"] is None
+    assert member["certified"] == report["certified"]
+    assert 0 < report["certified"]["accuracy"] <= report["robust"]["accuracy"]
     assert [row["index"] for row in report["verdicts"]] == list(range(50))
     for row in report["verdicts"]:
         assert isinstance(row["label"], int)
         assert row["members"] == {spec: row["status"]}
         assert row["attack"] == (PLAN if row["status"] == "broken" else None)
-    assert {row["status"] for row in report["verdicts"]} == {"misclassified", "broken", "survived"}
+    assert {row["status"] for row in report["verdicts"]} == {"misclassified", "broken", "certified", "survived"}
     assert all(isinstance(report["cost"][key], int) for key in ("forward", "backward", "useful"))
     assert isinstance(report["cost"]["seconds"], float)
     assert Path(report["site"]).is_file()
@@ -110,12 +111,13 @@ def test_run_and_show_print_the_same_table_for_people(means: str, command: Comma
         "certified",
     ):
         assert words in done.stdout
-    assert "n/a" in done.stdout
     page = Path(done.stdout.splitlines()[-1].removeprefix("page:").strip())
     assert page.is_file()
     assert "means.py:make" in page.read_text()
     assert command("show", "latest", *results).stdout == done.stdout
     assert max(map(len, done.stdout.splitlines()[:-2])) <= 100  # but for the run's id and the path
+    alone = command("run", "--model", means, "--dataset", "digits", "--threat", "l2", "--n", 5, "--plan", PLAN, *results)
+    assert "n/a  no certificate was asked for, or none is known" in alone.stdout
 
 
 def test_a_process_of_its_own_says_nothing_on_stderr(means: str, tmp_path: Path) -> None:

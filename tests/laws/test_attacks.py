@@ -39,7 +39,8 @@ def _id(value: object) -> str:
 
 def test_every_attack_meets_a_set_and_every_set_an_attack() -> None:
     assert {spec_of(attack) for attack, _ in CASES} == {spec_of(attack) for attack in attacks()}
-    assert {entry.space.family for _, entry in CASES} == {entry.space.family for entry in entries()}
+    kinds = [{entry.space.family.partition(":")[0] for entry in some} for some in ([entry for _, entry in CASES], entries())]
+    assert kinds[0] == kinds[1]
 
 
 @pytest.mark.parametrize(("attack", "entry"), [*CASES, MULTI], ids=_id)

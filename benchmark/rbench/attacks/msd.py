@@ -89,7 +89,7 @@ class MSD:
         return row.step < self.steps
 
     def _moved(self, member: PerturbationSet, rate: float, ctx: Context, row: Row, theta: Tensor, grad: Tensor) -> Tensor:
-        share = None
+        share, ctx = None, member.context(ctx.x, row)  # the driver's is the first member's; all have the clean images
         if "sparse" in member.capabilities:
             grad = member.free(ctx, theta, grad)  # type: ignore[attr-defined]  # the capability
             share = self.share * torch.exp2(2 * row.uniform(1, stream=3).squeeze(1) - 1)

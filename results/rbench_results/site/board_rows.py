@@ -143,8 +143,9 @@ def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) 
     indices = range(run.first, run.first + run.n)
     known = {spec: facts.joined(key) for spec, key in keys.items()}
     own = {spec: {verdict.index: verdict.status for verdict in facts.within(key, run.first, run.n)} for spec, key in keys.items()}
-    stages = [stage for key in keys.values() for stage in facts.stages_of_question[key]]
-    images = len({verdict.index for key in keys.values() for verdict in facts.verdicts(key)})
+    asked = [source for key in keys.values() for source in (key, *facts.certificates(key))]  # one of them made the clean pass
+    stages = [stage for key in asked for stage in facts.stages_of_question[key]]
+    images = len({verdict.index for key in asked for verdict in facts.verdicts(key)})
     row = Row(
         key=f"{group[0][:12]}-{digest_of(repr(group))[:6]}",
         model=facts.models[group[0]],
@@ -157,7 +158,7 @@ def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) 
         members={spec: [answers.get(index) for index in indices] for spec, answers in known.items()},
         clean=facts.clean(group, run.first, run.n),
         passes=sum(stage.forward + stage.backward for stage in stages) / images if stages and images else None,
-        seconds=sum(stage.seconds for stage in stages),
+        seconds=float(sum(stage.seconds for stage in stages)),
         alarms=[facts.alarms[key] for key in keys.values() if key in facts.alarms],
     )
     row.asked_proof = all(facts.has_certificate(key) for key in keys.values())

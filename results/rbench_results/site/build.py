@@ -103,7 +103,8 @@ class Pages:
         self._write("runs.html", "runs.html", runs=newest)
         self._write("submit.html", "submit.html")
         table = matrix.whole(facts, self.boards)
-        self.folder.table("matrix", matrix.rows(table))
+        if table.lines:
+            self.folder.table("matrix", matrix.rows(table))
         self._write("matrix.html", "matrix.html", table=table)
 
     def board(self, board: boarding.Board) -> None:

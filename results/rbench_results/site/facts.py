@@ -78,13 +78,13 @@ class Facts:
         """What a board knows of a question: its verdicts and certificates, and the witnesses of all sets inside its own."""
         if key not in self._joined:
             try:
-                self._joined[key] = joined(self.store, key, *self._certificates(key))
+                self._joined[key] = joined(self.store, key, *self.certificates(key))
             except Alarm as alarm:  # the pages must stand all the same, and say it
                 self.alarms[key] = str(alarm)
                 self._joined[key] = {verdict.index: verdict.status for verdict in self.verdicts(key)}
         return self._joined[key]
 
-    def _certificates(self, key: str) -> list[str]:
+    def certificates(self, key: str) -> list[str]:
         """Questions that certify the same set, for the same model and data."""
         asked = self.questions[key]
         same = (asked.model, asked.dataset, asked.objective, asked.spec)

@@ -135,31 +135,25 @@ def _panel(
     if not rows:
         return None
     ceiling = dict(rows[0].invariance["ceiling"])  # type: ignore[index]  # of the set alone: the same for every model
-    eps = _declared(sets, rows[0].questions)
+    ball = _declared(sets, rows[0].questions)
+    eps = exactly(BALL.fullmatch(ball)[1]) if ball else None  # type: ignore[index]  # _declared matched it
     home = board.dataset.of or board.dataset.name
-    robust = _at(facts, boards, home, eps)
+    robust = _at(boards, home, ball)
     points = [_point(row, robust.get(row.model.digest), ceiling) for row in rows]
     panel = Panel(board, home, eps, _fronted(points), ceiling)
     panel.pictures = list(_pictured(facts, rows, pictures))
     return panel
 
 
-def _declared(sets: Sequence[SetPage], specs: Iterable[str]) -> Fraction | None:
-    """The radius of the linf ball that a set says its candidates lie in, from what was stored of the set; None: none, or not known."""
+def _declared(sets: Sequence[SetPage], specs: Iterable[str]) -> str | None:
+    """The linf ball that a set says its candidates lie in, as a spec, from what was stored of the set; None: none, or not known."""
     told = [str(fact["value"]) for page in sets if page.spec in specs for fact in page.facts if fact["name"] == "declared ball"]
-    said = BALL.fullmatch(told[0]) if told else None
-    return exactly(said[1]) if said else None
+    return told[0] if told and BALL.fullmatch(told[0]) else None
 
 
-def _at(facts: Facts, boards: Sequence[Board], home: str, eps: Fraction | None) -> dict[str, Row]:
-    """Model digest -> its row on the board of the linf ball of this radius, on the data set at home."""
-    for board in boards:
-        if eps is not None and board.dataset.name == home and len(board.members) == 1 and not board.follows:
-            asked = next(iter(board.rows[0].questions.values()))
-            question = facts.questions[asked]
-            if question.family == "linf" and exactly(str(question.extent.get("eps"))) == eps:
-                return board.best
-    return {}
+def _at(boards: Sequence[Board], home: str, ball: str | None) -> dict[str, Row]:
+    """Model digest -> its row on the board of this ball, on the data set at home."""
+    return next((board.best for board in boards if board.dataset.name == home and board.spec == ball and not board.follows), {})
 
 
 def _point(row: Row, robust: Row | None, ceiling: Mapping[str, Any]) -> Point:
