@@ -155,6 +155,16 @@ class Linf(BoxSet):
         flat = x.flatten(1)
         return Reach(x, lower=-flat, upper=1 - flat, reach=x.new_full((len(x), 1), float(self.eps)))
 
+    def project(self, ctx: Reach, theta: Thetas, scale: Scale = 1.0) -> Thetas:
+        """As every box, bit for bit; one number for all values is the faster way to say it, in the innermost loop of all."""
+        radius = per_row(scale) * float(self.eps)
+        if isinstance(radius, float):
+            return theta.clamp(-radius, radius).clamp_(ctx.lower, ctx.upper)
+        return theta.minimum(radius).maximum(-radius).clamp_(ctx.lower, ctx.upper)
+
+    def steepest(self, ctx: Reach, grad: Thetas, share: Tensor | None = None) -> Thetas:
+        return grad.sign().mul_(float(self.eps))
+
 
 def shape_of(ctx: Box) -> squares.Shape:
     """Channels, height, width."""
