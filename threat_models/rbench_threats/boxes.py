@@ -157,13 +157,12 @@ class Linf(BoxSet):
 
     def project(self, ctx: Reach, theta: Thetas, scale: Scale = 1.0) -> Thetas:
         """As every box, bit for bit; one number for all values is the faster way to say it, in the innermost loop of all."""
-        radius = per_row(scale) * float(self.eps)
-        if isinstance(radius, float):
-            return theta.clamp(-radius, radius).clamp_(ctx.lower, ctx.upper)
-        return theta.minimum(radius).maximum(-radius).clamp_(ctx.lower, ctx.upper)
+        if isinstance(scale, Tensor) or scale != 1:
+            return BoxSet.project(self, ctx, theta, scale)
+        return theta.clamp(-self.radius, self.radius).clamp_(ctx.lower, ctx.upper)
 
     def steepest(self, ctx: Reach, grad: Thetas, share: Tensor | None = None) -> Thetas:
-        return grad.sign().mul_(float(self.eps))
+        return grad.sign().mul_(self.radius)
 
 
 def shape_of(ctx: Box) -> squares.Shape:
