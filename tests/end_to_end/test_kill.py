@@ -26,7 +26,7 @@ from rbench_results.store import Store
 
 N, CHUNK = 200, 25
 MEMBERS = ("linf(eps=0.1)", "l2(eps=0.6)")
-CHUNKS = len(MEMBERS) * N // CHUNK
+CHUNKS = (len(MEMBERS) + 1) * N // CHUNK  # one question per member, and the certificates of linf
 OPTIONS = {"threat": f"union({', '.join(MEMBERS)})", "dataset": "digits", "n": N, "plan": "plan(pgd(steps=10), slide(steps=5))"}
 RANDOM_KILLS = 10
 
