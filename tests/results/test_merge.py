@@ -29,7 +29,7 @@ def asked(eps: str, **fields: object) -> QuestionRecord:
     return replace(record, key=question_key(record))
 
 
-A, B, PROOF = asked("1/10"), asked("3/10"), asked("1/20", kind="certificate")
+A, B, PROOF = asked("1/10"), asked("3/10"), asked("1/20", kind="certificate", plan="ibp", plan_json=[{"certificate": "ibp"}])
 RUNS = ("r1", "r2", "r3")
 STATUSES = {"attack": ("error", "survived", "broken", "misclassified"), "certificate": ("error", "open", "certified")}
 
