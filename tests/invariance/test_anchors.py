@@ -90,3 +90,15 @@ def _follows(model: torch.nn.Module) -> tuple[int, ...]:
             predicted = model(space.render(ctx, torch.ones(len(x), 1))).argmax(1)
         counts.append(int(((predicted == human) & (human != y)).sum()))
     return tuple(counts)
+
+
+@published
+def test_the_figures_are_over_the_changed_candidates_in_report_and_matrix(tmp_path: Path) -> None:
+    """The unchanged ones have verdicts too, and count in no other figure than that over all."""
+    report = rbench.evaluate("mnist-standard", threat="invariance-linf-0.3", results=tmp_path).data
+    assert (report["n"], len(report["verdicts"])) == (100, 100)
+    changed = [row for row in report["verdicts"] if row["oracle"] != row["label"]]
+    assert report["robust"]["n"] == report["invariance"]["agreement"]["n"] == len(changed) == 21
+    assert report["robust"]["accuracy"] == sum(row["status"] == "survived" for row in changed) / 21
+    (line,) = json.loads((tmp_path / "site" / "data" / "matrix.json").read_text())["rows"]
+    assert (line["invariance-linf-0.3_n"], line["invariance-linf-0.3_spec"]) == (21, "invariance(linf-0.3)")

@@ -17,7 +17,6 @@ from rbench_core.files import canonical_json, read_checked, sha256_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-KINDS = ("learned", "budgets")
 KEYS = (
     "schema", "kind", "name", "title", "summary", "source", "dataset", "shape", "network", "weights", "radius", "quality", "training",
     "budget",
