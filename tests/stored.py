@@ -80,6 +80,22 @@ def stage(of: QuestionRecord, position: int = 0, **fields: Any) -> StageRecord:
     return StageRecord(**{"run": "r1", "question": of.key, "position": position, "attack": "apgd-ce(steps=100)", **fields})
 
 
+def facts(indices: Sequence[int] = (0, 1), standing: int = 2, missed: int = 0, **fields: Any) -> dict[str, Any]:
+    """What a pilot may have found, as `rbench.attacks.pilot.Facts.to_json` writes it."""
+    found = {
+        "indices": list(indices),
+        "close": {"0.15": 1.25, "0.4": None},
+        "families": [{"family": "apgd", "entered": len(indices), "broken": len(indices) - standing}],
+        "masked": False,
+        "why": f"of {len(indices)} pilot images APGD left {standing}, and of these other attacks broke 0 (nothing)",
+        "opened": False,
+        "late": missed,
+        "audit": {"standing": standing, "missed": missed},
+        "cost": {"forward": 900, "backward": 400, "useful": 1200, "seconds": 1.5},
+    }
+    return found | fields
+
+
 def filled(folder: Path, *questions: QuestionRecord, **fields: Any) -> Store:
     """An open store with the model, the data set, the questions and one run "r1" that asks them; no verdicts."""
     store = Store.open(folder)

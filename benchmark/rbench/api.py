@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rbench.attacks.catalogue import DEFAULT_PLAN, GRADIENT_FREE_PLAN, Plan, resolve_plan
-from rbench.attacks.search import WIDTHS
+from rbench.attacks.widths import WIDTHS, WIDTHS_SAID
 from rbench.certificates.methods import METHODS
 from rbench.data import sources
 from rbench.data.dataset import Dataset
@@ -104,7 +104,7 @@ def evaluate(
             expected="a set whose limits are given value by value, such as linf or contextual",
             fix="--certify auto proves what can be proved.",
         )
-    rows = _width(width, images, device)
+    rows = usual_width(width, images, device)
     folder = Path(results).expanduser() if results is not None else results_folder()
     ready = attacked(found.module, name=found.name, dataset=images, device=device, source=found.source, title=found.title)
     with attack_conditions(images, device), ready as wrapped, _opened(folder, chosen, wrapped) as store:
@@ -126,7 +126,7 @@ def evaluate(
         runner = Runner(asked, store)
         words = {key: value for key, value in (("model", model), ("dataset", named)) if isinstance(value, str)}
         shown = label if own is not None and label is not None else images.name
-        with _recorded(
+        with recorded(
             runner,
             asked_threat,
             started,
@@ -180,11 +180,11 @@ def load_slice(named: Any, n: int, plan: Plan | None, root: Path | str | None) -
 
 
 def _data(named: Any, n: int | str | None, plan: Plan | None, root: Path | str | None) -> tuple[Dataset, int]:
-    """The data and how many of its first examples are asked; a plan in blocks needs its last block whole."""
+    """The data and how many of its first examples are asked; a plan in blocks needs its last block whole, one with a pilot all there is."""
     block = plan.block if plan is not None else None
     if isinstance(named, str):
         wanted = sources.default_n(named) if n is None else None if n == "all" else _whole(n)
-        load = wanted if wanted is None or block is None else -(-wanted // block) * block
+        load = None if wanted is None or (plan is not None and plan.pilot) else wanted if block is None else -(-wanted // block) * block
         found = sources.load(named, root=root, n=load)
     else:
         found = _own(named)
@@ -218,12 +218,12 @@ def _check_seed(seed: int) -> None:
         raise UsageError(f"seed={seed}", expected=f"a whole number from 0 to {SEEDS}")
 
 
-def _width(width: int | None, images: Dataset, device: str) -> int:
+def usual_width(width: int | None, images: Dataset, device: str) -> int:
     """Rows per batch. Small images are bound by the cost of a call, larger ones on a CPU by its cache: docs/performance.md."""
     if width is None:
         return 512 if not device.startswith("cpu") else 256 if images.x[0].numel() <= 256 else 64
     if width not in WIDTHS:
-        raise UsageError(f"width={width}", expected=f"one of: {', '.join(map(str, WIDTHS))}")
+        raise UsageError(f"width={width}", expected=WIDTHS_SAID)
     return width
 
 
@@ -268,7 +268,7 @@ def _run_id(wrapped: Wrapped, threat: Threat) -> str:
 
 
 @contextmanager
-def _recorded(runner: Runner, threat: Threat, started: float, command: str, request: dict[str, Any], shown: str) -> Iterator[None]:
+def recorded(runner: Runner, threat: Threat, started: float, command: str, request: dict[str, Any], shown: str) -> Iterator[None]:
     """The run's own row: begun before the first verdict, ended as done or failed."""
     asked, store = runner.asked, runner.store
     model, data = asked.model, asked.data

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from rbench.attacks.catalogue import Plan, Stage
 from rbench.attacks.evaluate import Passes, clean_logits
+from rbench.attacks.pilot import Facts, Pilot, pilot_rows
+from rbench.attacks.rivals import nearest_first
 from rbench.attacks.search import Examples
-from rbench.attacks.stage import Outcome, Witness, plain_context, run_stage
+from rbench.attacks.stage import Outcome, Witness, part_of, plain_context, run_stage
 from rbench.data.dataset import Dataset
 from rbench.models import Wrapped
 from rbench.objectives import Objective, objective_of
@@ -56,6 +59,15 @@ class Entry:
     objective: Objective
     stages: tuple[Stage, ...] = ()  # of an attack
     methods: tuple[str, ...] = ()  # of a certificate
+    pilot: int = 0  # images of an attack's pilot
+
+    @property
+    def screens(self) -> int:
+        """The stages at the beginning that every example meets: of a union's members they come before the costly rest of any."""
+        if any(stage.foreign for stage in self.stages):
+            return 0
+        gated = [place for place, stage in enumerate(self.stages) if stage.rows != "all"]
+        return gated[0] if self.pilot and gated else min(len(self.stages), 1)
 
 
 @dataclass(slots=True)
@@ -67,7 +79,11 @@ class Standing:
     errors: dict[int, str] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     closest: dict[tuple[int | None, int], tuple[float, Tensor]] = field(default_factory=dict)  # by part of a combination and index
+    seen: dict[int, float] = field(default_factory=dict)  # the smallest margin that the last stage saw
+    rivals: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)  # the classes but the label, nearest first
     stages: list[StageRecord] = field(default_factory=list)
+    still: list[int] = field(default_factory=list)  # not answered yet
+    position: int = 0  # of the last stage that ran
 
 
 class Strict(nn.Module):
@@ -96,7 +112,8 @@ def entries_of(asked: Asked, space: PerturbationSet, methods: tuple[str, ...]) -
     boxes = proved_sets(space) if methods else []
     found = [Entry(certificate_question(model, data, box, methods), str(space), box, plain, methods=methods) for box in boxes]
     attack = question(model, data, space, asked.plan, asked.seed)
-    return [*found, Entry(attack, str(space), space, objective_of(space), stages=asked.plan.stages_for(space))]
+    stages, pilot = asked.plan.stages_for(space), asked.plan.pilot if asked.plan.pilots(space) else 0
+    return [*found, Entry(attack, str(space), space, objective_of(space), stages=stages, pilot=pilot)]
 
 
 def proved_sets(space: PerturbationSet) -> list[PerturbationSet]:
@@ -145,6 +162,7 @@ class Judge:
         self.clean: dict[int, Tensor | None] = {}
         self.clean_errors: dict[int, str] = {}
         self.width = self.least = asked.width  # of the stage that runs, and of all of them
+        self.facts: dict[int, Facts] = {}  # of pilots, by the question's place
         self.refusals = 0
         self.passes = Passes()  # of all that was asked
 
@@ -155,23 +173,71 @@ class Judge:
 
     def answer(self, place: int, need: list[int]) -> Standing:
         """Answer one question about the indices (those of a whole block where the plan runs in blocks): verdicts, witnesses, costs."""
+        if self.entries[place].pilot and place not in self.facts:
+            self.pilot(place, set())
+        return self.finish(place, self.begin(place, need))
+
+    def begin(self, place: int, need: list[int]) -> Standing:
+        """The clean pass, a certificate whole, of an attack the stages that everybody meets."""
         entry, standing = self.entries[place], Standing()
-        still = self.clean_pass(entry, need, standing)
+        standing.still = self.clean_pass(entry, need, standing)
         if entry.methods:
-            self._prove(entry, still, standing)
-            return standing
+            self._prove(entry, standing.still, standing)
+            standing.still = []
+        for _ in range(entry.screens):
+            self._next_stage(place, standing)
+        return standing
+
+    def finish(self, place: int, standing: Standing, settled: Set[int] = frozenset()) -> Standing:
+        """The rest, without the examples that were settled elsewhere meanwhile: those get no verdict."""
+        standing.still = [index for index in standing.still if index not in settled]
+        while standing.position < len(self.entries[place].stages):
+            self._next_stage(place, standing)
+        self._survive(self.entries[place], standing)
+        self.refusals += len(standing.refused)
+        return standing
+
+    def pilot(self, place: int, proved: set[int]) -> Standing:
+        """Every stage for the pilot's examples, and from that the facts that decide for all others. proved: those with a certificate."""
+        entry, standing, spent, started = self.entries[place], Standing(), self._spent(), time.perf_counter()
+        standing.still = self.clean_pass(entry, pilot_rows(self.asked.data.size, entry.pilot, self.asked.seed), standing)
+        log = Pilot(standing.still)
         for position, stage in enumerate(entry.stages, start=1):
-            if still:
-                still = self._stage(entry, stage, position, still, standing)
-        for index in still:
+            log.before(stage)
+            rows = [index for index in standing.still if stage.rows == "all" or index not in proved] + log.shadows(stage)
+            left = self._stage(entry, stage, position, sorted(rows), standing) if rows else []
+            log.after(stage, rows, sorted(set(rows) - set(left)), standing.seen)
+            standing.still = [index for index in standing.still if index not in standing.witnesses]
+        standing.still = [index for index in standing.still if index not in proved]
+        self._survive(entry, standing)
+        cost = {name: value - spent[name] for name, value in self._spent().items()}
+        self.facts[place] = log.facts(proved, {**cost, "seconds": time.perf_counter() - started})
+        standing.stages = [replace(row, pilot=True) for row in standing.stages]
+        return standing
+
+    def _spent(self) -> dict[str, int]:
+        return {"forward": self.passes.forward, "backward": self.passes.backward, "useful": self.passes.useful}
+
+    def _next_stage(self, place: int, standing: Standing) -> None:
+        """The next stage of a plan, for those who meet it."""
+        entry, facts = self.entries[place], self.facts.get(place)
+        stage = entry.stages[standing.position]
+        standing.position += 1
+        none = (math.inf,)
+        rows = [i for i in standing.still if facts is None or facts.lets(stage, standing.closest.get((stage.part, i), none)[0])]
+        left = set(self._stage(entry, stage, standing.position, rows, standing)) if rows else set()
+        away = set(rows) - left
+        standing.still = [index for index in standing.still if index not in away]
+
+    def _survive(self, entry: Entry, standing: Standing) -> None:
+        """What no attack broke survived, or has an error."""
+        for index in standing.still:
             error = standing.errors.get(index)
             status, reason = ("survived", standing.refused.get(index)) if error is None else ("error", error)
             parts = {stage.part for stage in entry.stages}
             margin = min((standing.closest[part, index][0] for part in parts if (part, index) in standing.closest), default=None)
             predicted = entry.objective.oracle(index) if error is None else None  # who survives among candidates follows people
             self._judge(standing, entry, index, status, margin=margin, reason=reason, predicted=predicted)
-        self.refusals += len(standing.refused)
-        return standing
 
     def clean_pass(self, entry: Entry, need: list[int], standing: Standing) -> list[int]:
         """Logits of the clean images, once for all members; the indices of those that are still to be answered.
@@ -214,16 +280,23 @@ class Judge:
         started, said = time.perf_counter(), f"{entry.record.spec} · {stage.label}"
         own = {place: (stage.part, index) for place, index in enumerate(still)}
         closest = {place: standing.closest[key] for place, key in own.items() if key in standing.closest}
+        examples, passes = self._examples(entry, still), Passes()
+        if stage.aims:
+            examples = replace(examples, order=self._rivals(entry, stage, examples, standing, passes))
+            if not examples.rivals.shape[1]:
+                return still  # fewer classes than earlier stages aimed at
         outcome = run_stage(
             self.model,
             entry.space,
             stage,
-            self._examples(entry, still),
+            examples,
             seed=self.asked.seed,
             width=self.asked.width,
             closest=closest,
             progress=lambda done, total: self.asked.report(said, done, total),
         )
+        outcome.passes.add(passes)
+        standing.seen = {still[place]: margin for place, (margin, _) in outcome.closest.items()}
         self.width, self.least = outcome.width or self.width, min(self.least, outcome.width or self.least)
         for place, witness in outcome.witnesses.items():
             standing.witnesses[still[place]] = witness
@@ -236,7 +309,19 @@ class Judge:
             {still[place]: f"the referee refused a claim of {stage.label}: {reason}" for place, reason in outcome.refused.items()}
         )
         self._cost(entry.record, standing, position, stage.label, len(still), outcome, time.perf_counter() - started)
-        return [index for index in still if index not in standing.witnesses]
+        fell = {still[place] for place in outcome.witnesses}
+        return [index for index in still if index not in fell]
+
+    def _rivals(self, entry: Entry, stage: Stage, examples: Examples, standing: Standing, passes: Passes) -> Tensor:
+        """The classes that the stage aims at, nearest first; found out once per example and part of a combination."""
+        space = entry.space if stage.part is None else entry.space.parts[stage.part]  # type: ignore[attr-defined]  # "blocks"
+        keys = [(stage.part, index) for index in examples.index.tolist()]
+        fresh = [place for place, key in enumerate(keys) if key not in standing.rivals]
+        if fresh:
+            some = part_of(examples, fresh)
+            for place, order in zip(fresh, nearest_first(self.model, space, some, self.asked.width, passes), strict=True):
+                standing.rivals[keys[place]] = order
+        return torch.stack([standing.rivals[key] for key in keys])[:, stage.skip :]
 
     def _examples(self, entry: Entry, indices: list[int]) -> Examples:
         rows, device = torch.tensor(indices), self.asked.model.device

@@ -6,21 +6,23 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from rbench.judging import Asked, Entry, Judge
+from rbench.attacks.pilot import Facts, pilot_rows
+from rbench.judging import Asked, Entry, Judge, Standing
 from rbench.probe import input_warning, warning
 from rbench.witnesses import store_witnesses
 from rbench_results.figures import FALLEN
 from rbench_results.store import Store
 
-CHUNK = 250  # examples per transaction, unless the plan runs in blocks
+CHUNK = 1000  # examples per transaction, unless the plan runs in blocks: a stage that few reach should find many of them together
+LARGE, FEWER = 4096, 250  # images of more values are attacked for longer, and a kill should lose less
 LOOKED_AT = 256  # images on which other input ranges are tried, where the clean accuracy leaves room for one
 
 
 class Runner:
     """Answers the questions of one run. `warnings` is filled on the way."""
 
-    def __init__(self, asked: Asked, store: Store) -> None:
-        self.asked, self.store, self.judge = asked, store, Judge(asked)
+    def __init__(self, asked: Asked, store: Store, judge: Judge | None = None) -> None:
+        self.asked, self.store, self.judge = asked, store, judge or Judge(asked)
         self.questions = self.judge.questions
         self.warnings: list[dict[str, str]] = list(asked.model.warnings)
         if self.judge.prover.why_not:
@@ -34,22 +36,70 @@ class Runner:
     def run(self) -> None:
         """Fill the store until every example of the slice is answered, or fell to another member."""
         known = [self.store.answered(record.key, 0, self.asked.n) for record in self.questions]
+        chunks = self._chunks()
+        if any(self._open(indices, place, known) for indices in chunks for place in range(len(known))):
+            self._pilots(known)
         done = 0
-        for indices in self._chunks():
-            for place in range(len(self.questions)):
-                need = self._open(indices, place, known)
-                if need:
-                    known[place].update(self._answer(place, need))
-                done += sum(index < self.asked.n for index in indices)
-                self.asked.report("verdicts", min(done, self.asked.n * len(self.questions)), self.asked.n * len(self.questions))
+        for indices in chunks:
+            self._chunk(indices, known)
+            done += sum(index < self.asked.n for index in indices)
+            self.asked.report("verdicts", done, self.asked.n)
             self.judge.clean.clear()
         self._late_warnings()
+
+    def _pilots(self, known: list[dict[int, str]]) -> None:
+        """The facts of every question that has a pilot, from the store or from the pilot itself."""
+        for place, entry in enumerate(self.judge.entries):
+            if not entry.pilot:
+                continue
+            told = self.store.pilot(entry.record.key)
+            if told is not None:
+                self.judge.facts[place] = Facts.from_json(told)
+                continue
+            rows = pilot_rows(self.asked.data.size, entry.pilot, self.asked.seed)
+            standing = self.judge.pilot(place, self._proved(rows, entry, known))
+            known[place].update(self._file(place, standing))
+            self.store.put_pilot(entry.record.key, self.asked.run, self.judge.facts[place].to_json())
+        self.judge.clean.clear()
+
+    def _proved(self, rows: list[int], entry: Entry, known: list[dict[int, str]]) -> set[int]:
+        """Those of the rows, in the slice or not, that a certificate of the same set covers; none where everything is wanted."""
+        if self.asked.full:
+            return set()
+        proved: set[int] = set()
+        for place, other in enumerate(self.judge.entries):
+            if other.methods and _about(other, entry):
+                fresh = [row for row in rows if known[place].get(row, "error") == "error"]
+                known[place].update(self._file(place, self.judge.answer(place, fresh)) if fresh else {})
+                proved |= {row for row in rows if known[place].get(row) == "certified"}
+        return proved
+
+    def _chunk(self, indices: list[int], known: list[dict[int, str]]) -> None:
+        """Certificates, then what every example meets under each member, then member by member the rest for those that still stand."""
+        attacks = [place for place, entry in enumerate(self.judge.entries) if not entry.methods]
+        for place, entry in enumerate(self.judge.entries):
+            if entry.methods and (need := self._open(indices, place, known)):
+                known[place].update(self._file(place, self.judge.answer(place, need)))
+        begun: dict[int, Standing] = {}
+        order = sorted(attacks, key=lambda place: -self.judge.facts[place].yields if place in self.judge.facts else 0)
+        for place in order:
+            need = [index for index in self._open(indices, place, known) if index not in self._fell(begun)]
+            if need:
+                begun[place] = self.judge.begin(place, need)
+        for place, standing in begun.items():
+            known[place].update(self._file(place, self.judge.finish(place, standing, self._fell(begun, apart=place))))
+
+    def _fell(self, begun: dict[int, Standing], apart: int | None = None) -> set[int]:
+        """What fell to a member, so that the others need not ask; nothing where everything is wanted, or whole blocks are."""
+        if self.asked.full or self.asked.plan.block is not None:
+            return set()
+        return {index for place, standing in begun.items() if place != apart for index in standing.witnesses}
 
     def _chunks(self) -> Iterable[list[int]]:
         """Fixed runs of consecutive indices: whole blocks of the data set for a plan in blocks, so that a slice never changes a block."""
         block = self.asked.plan.block
         end = self.asked.n if block is None else min(-(-self.asked.n // block) * block, self.asked.data.size)
-        step = block or CHUNK
+        step = block or (CHUNK if self.asked.data.x[0].numel() <= LARGE else min(CHUNK, FEWER))
         return [list(range(first, min(first + step, end))) for first in range(0, end, step)]
 
     def _open(self, indices: list[int], place: int, known: list[dict[int, str]]) -> list[int]:
@@ -62,11 +112,12 @@ class Runner:
         missing = [i for i in indices if i < self.asked.n and i not in settled and known[place].get(i, "error") == "error"]
         return indices if missing and self.asked.plan.block is not None and not entry.methods else missing
 
-    def _answer(self, place: int, need: list[int]) -> dict[int, str]:
-        """Judge the indices, write witnesses, then verdicts and costs in one transaction."""
-        record, standing = self.questions[place], self.judge.answer(place, need)
+    def _file(self, place: int, standing: Standing) -> dict[int, str]:
+        """Write witnesses, then verdicts and costs in one transaction."""
+        record = self.questions[place]
         clean = {index: self.asked.data.x[index] for index in standing.witnesses}
-        places = store_witnesses(self.store.folder, record.key, need[0], standing.witnesses, clean, self.asked.witnesses)
+        first = min(standing.verdicts, default=0)
+        places = store_witnesses(self.store.folder, record.key, first, standing.witnesses, clean, self.asked.witnesses)
         rows = [
             replace(verdict, witness=places[i][0], row=places[i][1]) if i in places else verdict
             for i, verdict in sorted(standing.verdicts.items())

@@ -45,7 +45,7 @@ class Example:
         pairs = pictures.read(store.folder, [verdict for _, verdict in found])
         classes = next((data.classes for data in store.datasets() if data.digest == run.dataset), ())
         history = [
-            {**_entry(question, verdict, store.stages(run=verdict.run, question=question.key)), **_witness(store.folder, verdict, pair)}
+            {**_entry(question, verdict, _tried(store, question.key, verdict)), **_witness(store.folder, verdict, pair)}
             for (question, verdict), pair in zip(found, pairs, strict=True)
         ]
         shown = [(_caption(row, classes), pair) for row, pair in zip(history, pairs, strict=True) if pair is not None]
@@ -114,6 +114,12 @@ def _head(
     }
 
 
+def _tried(store: Store, key: str, verdict: VerdictRecord) -> list[StageRecord]:
+    """The stages of the example's own way: the pilot's for one of its images, else all others."""
+    pilot = verdict.index in (store.pilot(key) or {"indices": ()})["indices"]
+    return [stage for stage in store.stages(run=verdict.run, question=key) if stage.pilot == pilot]
+
+
 def _entry(question: QuestionRecord, verdict: VerdictRecord, stages: Sequence[StageRecord]) -> dict[str, Any]:
     """One question's answer, with what makes it an answer to this question and to no other."""
     asked = ("key", "kind", "spec", "plan", "seed", "objective", "engine", "precision")
@@ -131,6 +137,7 @@ def _entered(verdict: VerdictRecord, stages: Sequence[StageRecord]) -> list[str]
     """The attacks that tried the example, in the plan's order: all of them, or those up to the one that broke it.
 
     None tried an example that the model got wrong, or that its clean pass failed on. Of two attacks of one name the first counts.
+    Under a plan with gates: those that may have tried it, since a gate's decision is not stored; an example of the pilot met all.
     """
     attacks = [stage.attack for stage in sorted(stages, key=lambda stage: stage.position) if stage.position > 0]  # 0: the clean pass
     if verdict.clean != verdict.label:

@@ -56,6 +56,28 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     return (0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half)  # exact at the ends, where rounding would cross them
 
 
+def upper_limit(k: int, m: int, confidence: float = 0.95) -> float:
+    """Exact one-sided upper limit for the probability behind k hits of m (Clopper & Pearson 1934): the p with P(hits ≤ k) = 1 − confidence.
+
+    Of 0 ≤ k ≤ m; 1 where all hit, or nothing was looked at. To about 1e-12.
+    """
+    if not 0 <= k <= m:
+        raise ValueError(f"upper_limit({k}, {m}): expected 0 <= k <= m")
+    if k == m:
+        return 1.0
+    low, high = k / m, 1.0
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if _at_most(k, m, middle) > 1 - confidence else (low, middle)
+    return high
+
+
+def _at_most(k: int, m: int, p: float) -> float:
+    """The probability of at most k hits of m, each with probability 0 < p < 1."""
+    whole = math.lgamma(m + 1)
+    ways = (whole - math.lgamma(hits + 1) - math.lgamma(m - hits + 1) for hits in range(k + 1))
+    return math.fsum(math.exp(way + hits * math.log(p) + (m - hits) * math.log1p(-p)) for hits, way in enumerate(ways))
+
+
 def mcnemar(b: int, c: int) -> float:
     """Exact two-sided p-value (McNemar 1947, binomial form): b examples only the first model holds, c only the second; 1 if there are none.
 

@@ -2,7 +2,8 @@
 
 Where both have a record of one key, the same one of the two wins in either direction: of verdicts the one that says more, then the one with
 a witness; of a model's or a run's words those of the newest run; among equals the larger JSON text. Costs of one run are no sum but the
-larger of two readings. Verifications stay where they were made: they are the word of whoever looked, and a stranger's proves nothing here.
+larger of two readings. Of two pilots the one with the smaller JSON text of its facts stays, of two points of a curve the closer one.
+Verifications stay where they were made: they are the word of whoever looked, and a stranger's proves nothing here.
 """
 
 from __future__ import annotations
@@ -16,9 +17,16 @@ from sqlalchemy.dialects.sqlite import insert
 
 from rbench_core.errors import StoreError
 from rbench_core.files import canonical_json
-from rbench_results import schema
+from rbench_results import evidence, schema
 from rbench_results.database import writing
-from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
+from rbench_results.records import (
+    DatasetRecord,
+    ModelRecord,
+    QuestionRecord,
+    RunRecord,
+    StageRecord,
+    VerdictRecord,
+)
 from rbench_results.rows import dataset_record, stage_row, table_of, to_record, to_row, verdict_row
 from rbench_results.snapshot import STATES, Snapshot, check
 from rbench_results.store import ADDED_UP, Store, same_logits
@@ -46,7 +54,9 @@ def snapshot(store: Store) -> Snapshot:
         questions=questions,
         runs=sorted(store.runs(), key=lambda record: record.id),
         verdicts={record.key: store.verdicts(record.key) for record in questions},
-        stages=sorted(store.stages(), key=lambda stage: (stage.run, stage.question, stage.position)),
+        stages=sorted(store.stages(), key=lambda stage: (stage.run, stage.question, stage.position, stage.pilot)),
+        pilots=store.pilots(),
+        curves={run.id: curve for run in store.runs() if (curve := sorted(store.curve(run.id), key=evidence.place))},
     )
 
 
@@ -84,7 +94,14 @@ def _missing(connection: Connection, given: Snapshot) -> Snapshot:
     for key, rows in given.verdicts.items():
         there = {row.index for row in held.verdicts.get(key, [])}
         verdicts[key] = [row for row in rows if row.index not in there]
-    return Snapshot(**left, verdicts=verdicts, stages=[stage for stage in given.stages if stage.run in fresh])
+    piloted = {pilot.question for pilot in evidence.pilots(connection)}
+    return Snapshot(
+        **left,
+        verdicts=verdicts,
+        stages=[stage for stage in given.stages if stage.run in fresh],
+        pilots=[pilot for pilot in given.pilots if pilot.question not in piloted],
+        curves={run: rows for run, rows in given.curves.items() if run in fresh},
+    )
 
 
 def _new(held: Sequence[Any], given: Sequence[Any], fact: Callable[[Any], Any], kind: str) -> list[Any]:
@@ -110,6 +127,10 @@ def _write(connection: Connection, given: Snapshot) -> Merged:
     runs = _runs(connection, given.runs, held.runs, known)
     counts = [_verdicts(connection, key, *known[key], rows) for key, rows in given.verdicts.items()]
     _stages(connection, given.stages, known)
+    ids = {key: id for key, (id, _) in known.items()}
+    evidence.join_pilots(connection, ids, given.pilots)
+    for run, rows in given.curves.items():
+        evidence.join_curve(connection, ids, run, rows)
     return Merged(runs, sum(new for new, _ in counts), sum(replaced for _, replaced in counts))
 
 
@@ -136,8 +157,9 @@ _QUESTIONS = select(schema.Question.id, schema.Question.key, schema.Question.kin
 
 
 def _refer(given: Snapshot, known: Collection[str]) -> None:
-    """Every question that a run, a verdict or a stage speaks of must be there. Raises StoreError."""
+    """Every question that a run, a verdict, a stage, a pilot or a curve speaks of must be there. Raises StoreError."""
     asked = {key for run in given.runs for key, _ in run.questions} | set(given.verdicts) | {stage.question for stage in given.stages}
+    asked |= {pilot.question for pilot in given.pilots} | {row.question for rows in given.curves.values() for row in rows}
     for key in sorted(asked - set(known)):
         raise StoreError(f"question {key[:12]!r} is spoken of and not there", expected="a whole store or bundle")
 
@@ -226,4 +248,4 @@ def _stages(connection: Connection, given: Sequence[StageRecord], known: Known) 
         statement = insert(schema.Stage)
         stored = table_of(schema.Stage).c
         larger = {name: func.max(stored[name], statement.excluded[name]) for name in (*ADDED_UP, "attack")}
-        connection.execute(statement.on_conflict_do_update(index_elements=["run", "question_id", "position"], set_=larger), rows)
+        connection.execute(statement.on_conflict_do_update(index_elements=["run", "question_id", "position", "pilot"], set_=larger), rows)

@@ -9,33 +9,42 @@ from dataclasses import MISSING, asdict, fields
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rbench_core.errors import StoreError
-from rbench_results.records import DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
+from rbench_results.records import CurveRow, DatasetRecord, ModelRecord, PilotRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
 from rbench_results.snapshot import Snapshot
 
 Record = TypeVar("Record")
 KINDS = {"models": ModelRecord, "datasets": DatasetRecord, "questions": QuestionRecord, "runs": RunRecord, "stages": StageRecord}
+LATER = {"pilots": PilotRecord}  # lists that older bundles have not
+BY_KEY = {"verdicts": VerdictRecord, "curves": CurveRow}  # lists in an object, by question and by run
 LARGEST = 2**63  # of a whole number that a database holds
 DEEPEST = 20
 
 
 def read_snapshot(table: Any) -> Snapshot:
-    """The records of a bundle. Raises StoreError that names the first field that is wrong."""
-    if not isinstance(table, dict) or set(table) != {*KINDS, "verdicts"} or not isinstance(table["verdicts"], dict):
+    """The records of a bundle; older ones have neither pilots nor curves. Raises StoreError that names the first field that is wrong."""
+    known, needed = {*KINDS, *LATER, *BY_KEY}, {*KINDS, "verdicts"}
+    if not isinstance(table, dict) or not needed <= set(table) <= known or not isinstance(table["verdicts"], dict):
         raise StoreError("the record is no object of records", expected=f"the keys {', '.join([*KINDS, 'verdicts'])}")
-    read: dict[str, Any] = {
-        name: [read_record(kind, row, f"{name}[{i}]") for i, row in enumerate(_list(table[name], name))] for name, kind in KINDS.items()
-    }
-    verdicts = {
-        key: [read_record(VerdictRecord, row, f"verdicts of {key[:12]}[{i}]") for i, row in enumerate(_list(rows, key[:12]))]
-        for key, rows in table["verdicts"].items()
-    }
-    return Snapshot(**read, verdicts=verdicts)
+    given = {"pilots": [], "curves": {}, **table}
+    read: dict[str, Any] = {name: _records(kind, given[name], name) for name, kind in {**KINDS, **LATER}.items()}
+    read |= {name: _by_key(kind, given[name], name) for name, kind in BY_KEY.items()}
+    return Snapshot(**read)
 
 
 def written(records: Snapshot) -> dict[str, Any]:
     """The object that `read_snapshot` reads."""
-    kinds = {name: [asdict(record) for record in getattr(records, name)] for name in KINDS}
-    return {**kinds, "verdicts": {key: [asdict(row) for row in rows] for key, rows in records.verdicts.items()}}
+    kinds = {name: [asdict(record) for record in getattr(records, name)] for name in (*KINDS, *LATER)}
+    return kinds | {name: {key: [asdict(row) for row in rows] for key, rows in getattr(records, name).items()} for name in BY_KEY}
+
+
+def _by_key(kind: type[Record], table: Any, name: str) -> dict[str, list[Record]]:
+    if not isinstance(table, dict):
+        raise StoreError(f"{name} is {type(table).__name__}", expected="an object of lists")
+    return {key: _records(kind, rows, f"{name} of {key[:12]}") for key, rows in table.items()}
+
+
+def _records(kind: type[Record], rows: Any, where: str) -> list[Record]:
+    return [read_record(kind, row, f"{where}[{place}]") for place, row in enumerate(_list(rows, where))]
 
 
 def read_record(kind: type[Record], row: Any, where: str) -> Record:

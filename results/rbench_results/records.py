@@ -92,7 +92,10 @@ class VerdictRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
-    """What one attack of a plan did and cost in one run: rows entered, fallen, refused by the referee, in error; passes in images."""
+    """What one attack of a plan did and cost in one run: rows entered, fallen, refused by the referee, in error; passes in images.
+
+    Of its seconds `model_seconds` went into the model's passes and `step_seconds` into the attack's steps; the rest is the engine's.
+    """
 
     run: str
     question: str
@@ -106,6 +109,29 @@ class StageRecord:
     backward: int = 0
     useful: int = 0
     seconds: float = 0.0
+    pilot: bool = False  # what the plan's pilot did, apart from all other examples
+    model_seconds: float = 0.0
+    step_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PilotRecord:
+    """What the pilot of a question's plan found, and in which run: DESIGN section 2. The facts decide how every other example is judged."""
+
+    question: str
+    run: str
+    facts: dict[str, Any]  # plain JSON: indices, close, families, masked, why, opened, late, audit, cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveRow:
+    """The closest adversarial point that a run knows of one example, whether or not inside the set's own radius."""
+
+    question: str
+    spec: str
+    index: int
+    gauge: float | None  # its distance in radii of the question's set: 0 = misclassified when clean; None: no such point is known
+    attack: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

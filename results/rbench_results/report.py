@@ -2,7 +2,7 @@
 
 It speaks of the run's own questions over the run's own slice, with raw verdicts; what other questions prove about them is the board's.
 `cost` and `stages` add up all passes ever spent on these questions, in whichever run and slice, since that is what the figures rest on and
-an answer taken from the store would otherwise look free; `cost["this_run"]` is what this run itself spent.
+an answer taken from the store would otherwise look free; `cost["this_run"]` is what this run itself spent, `cost["pilot"]` what pilots did.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from rbench_results.audit import Audited, evidence_of
+from rbench_results.curve import curve
 from rbench_results.figures import FALLEN, Alarm, Figure, certified, join, robust, settle, tally
 from rbench_results.invariance import figures
 from rbench_results.records import RunRecord, StageRecord, VerdictRecord
 from rbench_results.store import ADDED_UP, Store
 
-PASSES = ("forward", "backward", "useful", "seconds")
+PASSES = ("forward", "backward", "useful", "seconds", "model_seconds", "step_seconds")
 
 
 @dataclass(slots=True)
@@ -60,11 +62,12 @@ class Member:
                 self.alarms.append(index)
 
 
-def run_report(store: Store, run_id: str) -> dict[str, Any]:
+def run_report(store: Store, run_id: str, known: Sequence[Audited] | None = None) -> dict[str, Any]:
     """The report of a run, named by its id, a beginning of it or "latest". Raises UnknownName.
 
     A figure is null while one of its examples is unanswered, `certified` also where no certificate was asked for. Under the objective
     invariance `robust` is over the candidates whose label people changed: how often the model follows; `invariance` has the rest.
+    known: `audit.audited(store)`, where somebody has it.
     """
     run = store.run(run_id)
     members = _members(store, run)
@@ -72,6 +75,7 @@ def run_report(store: Store, run_id: str) -> dict[str, Any]:
     statuses = {index: join(member.statuses.get(index) for member in members) for index in indices}
     counted = {index: status for index, status in statuses.items() if all(member.counts(index) for member in members)}
     clean = _clean(members, indices)
+    evidence = evidence_of(store, run, known)
     return {
         **_head(run),
         "objective": members[0].objective if members else "sensitivity",
@@ -79,6 +83,9 @@ def run_report(store: Store, run_id: str) -> dict[str, Any]:
         "robust": _dict(robust(counted.values())),
         "certified": _dict(certified(counted.values()) if any(member.has_certificate for member in members) else None),
         "invariance": next((member.invariance() for member in members if member.objective == "invariance"), None),
+        "audit": evidence.audit(counted, {member.spec: member.statuses for member in members}),
+        "masking": evidence.masking(),
+        "curve": _curves(store, run, members),
         "members": {member.spec: _member(member, members, counted, clean) for member in members},
         "counts": tally(counted.values()),
         "verdicts": [_verdict(index, status, members) for index, status in statuses.items()],
@@ -134,6 +141,17 @@ def _members(store: Store, run: RunRecord) -> list[Member]:
     for member in members.values():
         member.settle()
     return list(members.values())
+
+
+def _curves(store: Store, run: RunRecord, members: Sequence[Member]) -> list[dict[str, Any]] | None:
+    """The curves over eps that the run was asked for, in the order of the members."""
+    rows, found = store.curve(run.id), []
+    for member in members:
+        own = [row for row in rows if row.spec == member.spec]
+        if own:
+            extent = store.question(own[0].question).extent
+            found.append(curve(member.spec, own, member.statuses, range(run.first, run.first + run.n), extent).to_dict())
+    return found or None
 
 
 def _clean(members: list[Member], indices: Sequence[int]) -> Figure | None:
@@ -198,14 +216,16 @@ def _costs(store: Store, run: RunRecord) -> dict[str, Any]:
     """`cost` in images passed and seconds, and the plan's stages behind it, summed over runs."""
     specs = dict(run.questions)
     stages = [stage for key in specs for stage in store.stages(question=key)]
-    summed: dict[tuple[str, int], dict[str, Any]] = {}
+    summed: dict[tuple[str, int, bool], dict[str, Any]] = {}
     for stage in stages:
         entry = summed.setdefault(
-            (stage.question, stage.position), {"spec": specs[stage.question], "position": stage.position, "attack": stage.attack}
+            (stage.question, stage.position, stage.pilot),
+            {"spec": specs[stage.question], "position": stage.position, "attack": stage.attack, "pilot": stage.pilot},
         )
         for name in ADDED_UP:
             entry[name] = entry.get(name, 0) + getattr(stage, name)
-    return {"cost": {**_sum(stages), "this_run": _sum([stage for stage in stages if stage.run == run.id])}, "stages": list(summed.values())}
+    parts = {"this_run": [stage for stage in stages if stage.run == run.id], "pilot": [stage for stage in stages if stage.pilot]}
+    return {"cost": {**_sum(stages), **{name: _sum(part) for name, part in parts.items()}}, "stages": list(summed.values())}
 
 
 def _sum(stages: Sequence[StageRecord]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Double, ForeignKey, Index, MetaData
+from sqlalchemy import JSON, Double, ForeignKey, Index, MetaData, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-HEAD = "0003"  # the newest revision in migrations/versions: lets an up-to-date database open without importing Alembic
+HEAD = "0004"  # the newest revision in migrations/versions: lets an up-to-date database open without importing Alembic
 
 # Constraints need fixed names: SQLite's ALTER rebuilds a table and finds them by name.
 NAMES = {
@@ -122,7 +122,7 @@ class RunQuestion(Base):
 
 
 class Stage(Base):
-    """See StageRecord; chunks of one run add up in one row."""
+    """See StageRecord; chunks of one run add up in one row, those of the pilot in another."""
 
     __tablename__ = "stage"
     run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
@@ -137,6 +137,31 @@ class Stage(Base):
     backward: Mapped[int]
     useful: Mapped[int]
     seconds: Mapped[float]
+    pilot: Mapped[bool] = mapped_column(primary_key=True, server_default=false())
+    model_seconds: Mapped[float] = mapped_column(server_default="0")
+    step_seconds: Mapped[float] = mapped_column(server_default="0")
+
+
+class Pilot(Base):
+    """See PilotRecord."""
+
+    __tablename__ = "pilot"
+    question_id: Mapped[int] = mapped_column(ForeignKey("question.id"), primary_key=True)
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"))
+    facts: Mapped[dict[str, Any]]
+
+
+class Curve(Base):
+    """See CurveRow."""
+
+    __tablename__ = "curve"
+    __table_args__ = {"sqlite_with_rowid": False}
+    run: Mapped[str] = mapped_column(ForeignKey("run.id"), primary_key=True)
+    question_id: Mapped[int] = mapped_column(ForeignKey("question.id"), primary_key=True, index=True)
+    index: Mapped[int] = mapped_column(primary_key=True)
+    spec: Mapped[str]
+    gauge: Mapped[float | None]
+    attack: Mapped[str | None]
 
 
 class Verdict(Base):

@@ -7,7 +7,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rbench_core.errors import StoreError
-from rbench_results.records import STATUSES, DatasetRecord, ModelRecord, QuestionRecord, RunRecord, StageRecord, VerdictRecord
+from rbench_results.pilot_facts import check_facts
+from rbench_results.records import (
+    STATUSES,
+    CurveRow,
+    DatasetRecord,
+    ModelRecord,
+    PilotRecord,
+    QuestionRecord,
+    RunRecord,
+    StageRecord,
+    VerdictRecord,
+)
 from rbench_results.seal import is_intact, question_key
 
 RUN_ID = re.compile(r"(?!latest$)[0-9A-Za-z][0-9A-Za-z-]{0,79}")  # it becomes a file name of the site
@@ -19,7 +30,7 @@ STATES = ("running", "failed", "done")
 
 @dataclass(slots=True)
 class Snapshot:
-    """The records of a store, or of a bundle. `verdicts` by the key of their question."""
+    """The records of a store, or of a bundle. `verdicts` by the key of their question, `curves` by the id of their run."""
 
     models: list[ModelRecord] = field(default_factory=list)
     datasets: list[DatasetRecord] = field(default_factory=list)
@@ -27,6 +38,8 @@ class Snapshot:
     runs: list[RunRecord] = field(default_factory=list)
     verdicts: dict[str, list[VerdictRecord]] = field(default_factory=dict)
     stages: list[StageRecord] = field(default_factory=list)
+    pilots: list[PilotRecord] = field(default_factory=list)
+    curves: dict[str, list[CurveRow]] = field(default_factory=dict)
 
 
 def check(given: Snapshot) -> None:
@@ -35,8 +48,11 @@ def check(given: Snapshot) -> None:
     _once((dataset.digest for dataset in given.datasets), "data set", DIGEST)
     _once((question.key for question in given.questions), "question", DIGEST)
     _once((run.id for run in given.runs), "run", RUN_ID)
+    _once((pilot.question for pilot in given.pilots), "pilot of a question", DIGEST)
     for question in given.questions:
         _check_question(question)
+    for pilot in given.pilots:
+        check_facts(pilot)
     sizes = {dataset.digest: dataset.size for dataset in given.datasets}
     for run in given.runs:
         if run.state not in STATES or run.n < 1 or run.first < 0 or run.first + run.n > sizes.get(run.dataset, 0):

@@ -10,19 +10,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from sqlalchemy import Connection, Engine, case, literal_column, select, update
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.sql import ColumnElement
 
 from rbench_core.errors import ModelError, StoreError, UnknownName
-from rbench_results import schema
+from rbench_results import evidence, schema
 from rbench_results.database import open_database, reading, writing
 from rbench_results.records import (
     RUN_STATES,
     STATUSES,
+    CurveRow,
     DatasetRecord,
     ModelRecord,
+    PilotRecord,
     QuestionRecord,
     RunRecord,
     StageRecord,
@@ -32,7 +35,7 @@ from rbench_results.records import (
 from rbench_results.rows import columns, dataset_record, stage_row, table_of, to_record, to_row, verdict_row
 
 PROBE_TOLERANCE = 1e-3  # logits of one model on another machine differ by about 1e-6; of another model by far more
-ADDED_UP = ("entered", "broken", "refused", "errors", "forward", "backward", "useful", "seconds")
+ADDED_UP = ("entered", "broken", "refused", "errors", "forward", "backward", "useful", "seconds", "model_seconds", "step_seconds")
 
 
 class Store:
@@ -178,11 +181,11 @@ class Store:
         with reading(self.engine) as connection:
             return {index: status for index, status in connection.execute(query)}  # noqa: C416  dict() of rows has no type
 
-    def statuses(self, keys: Iterable[str]) -> list[tuple[str, int, str]]:
-        """(question key, example index, status) of every row of these questions."""
+    def statuses(self, keys: Iterable[str], at: Iterable[int] | None = None) -> list[tuple[str, int, str]]:
+        """(question key, example index, status) of every row of these questions, or of the few at these indices."""
         verdict, question = schema.Verdict, schema.Question
         query = select(question.key, verdict.index, verdict.status).join(question, question.id == verdict.question_id)
-        query = query.where(question.key.in_(list(keys)))
+        query = query.where(question.key.in_(list(keys)), *([] if at is None else [verdict.index.in_(sorted(at))]))
         with reading(self.engine) as connection:
             return [(key, index, status) for key, index, status in connection.execute(query)]
 
@@ -202,8 +205,35 @@ class Store:
         if question is not None:
             query = query.where(asked.key == question)
         with reading(self.engine) as connection:
-            rows = connection.execute(query.order_by(schema.Run.started, schema.Run.number, stage.question_id, stage.position)).mappings()
+            rows = connection.execute(
+                query.order_by(schema.Run.started, schema.Run.number, stage.question_id, stage.position, stage.pilot)
+            ).mappings()
             return [to_record(StageRecord, row) for row in rows]
+
+    def put_pilot(self, question: str, run: str, facts: Mapping[str, Any]) -> None:
+        """Store what the pilot of a question found, in place of what was stored of it. Raises StoreError."""
+        with writing(self.engine) as connection:
+            pilot = PilotRecord(question=question, run=run, facts=dict(facts))
+            evidence.write_pilot(connection, evidence.question_ids(connection), pilot)
+
+    def pilot(self, question: str) -> dict[str, Any] | None:
+        """The facts of a question's pilot; None before it ran, or where there is none."""
+        return next((record.facts for record in self.pilots([question])), None)
+
+    def pilots(self, questions: Iterable[str] | None = None) -> list[PilotRecord]:
+        """All pilots, or those of the questions with these keys, by key."""
+        with reading(self.engine) as connection:
+            return evidence.pilots(connection, questions)
+
+    def put_curve(self, run: str, rows: Iterable[CurveRow]) -> None:
+        """Store the closest adversarial points that a run found, in place of those stored before. Raises StoreError."""
+        with writing(self.engine) as connection:
+            evidence.write_curve(connection, evidence.question_ids(connection), run, rows)
+
+    def curve(self, run: str) -> list[CurveRow]:
+        """The closest adversarial points that a run found, by question in the order in which they were stored, and index."""
+        with reading(self.engine) as connection:
+            return evidence.curve(connection, run)
 
     # what was confirmed
 
@@ -255,7 +285,8 @@ def _upsert_stages() -> Insert:
     statement = insert(schema.Stage)
     stored = table_of(schema.Stage).c
     return statement.on_conflict_do_update(
-        index_elements=["run", "question_id", "position"], set_={name: stored[name] + statement.excluded[name] for name in ADDED_UP}
+        index_elements=["run", "question_id", "position", "pilot"],
+        set_={name: stored[name] + statement.excluded[name] for name in ADDED_UP},
     )
 
 

@@ -11,7 +11,7 @@ WIDTH = 100
 
 def report_table(report: Mapping[str, Any]) -> str:
     """The object of DESIGN section 6 in at most 100 columns."""
-    return "\n".join([*_head(report), "", *_figures(report), "", *_counts(report), *_foot(report)])
+    return "\n".join([*_head(report), "", *_figures(report), "", *_counts(report), *_evidence(report), *_foot(report)])
 
 
 def overview_table(reports: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> str:
@@ -113,6 +113,37 @@ def _counts(report: Mapping[str, Any]) -> Iterator[str]:
     )
     line = f"cost:   {spent}, {cost['seconds']:.1f} s" + (f", of which this run {own:.1f} s" if own < 0.99 * cost["seconds"] else "")
     yield textwrap.fill(line, WIDTH, subsequent_indent=" " * 8)
+
+
+def _evidence(report: Mapping[str, Any]) -> Iterator[str]:
+    """What the plan may have missed, and where the gradient is masked."""
+    for line in (*audit_lines(report), *masking_lines(report)):
+        yield textwrap.fill(line, WIDTH, subsequent_indent=" " * 8)
+
+
+def audit_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """One line: the bound of the run, and of its plan over all stored questions; of a run without a pilot none."""
+    audit = report.get("audit")
+    if not audit or audit["bound"] is None:
+        return
+    pooled, missed = audit["pooled"], f"{audit['missed']} of {audit['rows']}"
+    told = f"of {audit['rows']} images that it left standing the full budget broke {missed if audit['missed'] else 'none'}"
+    together = f"; pooled over {pooled['questions']} questions ({pooled['missed']} of {pooled['rows']}): {_points(pooled['bound'])}"
+    yield f"audit:  the plan may have missed at most {_points(audit['bound'])} (95 %): {told}" + (together if pooled["questions"] else "")
+
+
+def _points(bound: float) -> str:
+    return f"{bound:.1f} points"
+
+
+def masking_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """One line per member whose gradient is masked, or whose gate was opened."""
+    for row in report.get("masking") or ():
+        if row["masked"]:
+            yield f"masked: {row['spec']}: {row['why']}; every image met every kind of attack"
+        elif row["opened"]:
+            falls = "1 pilot image fell" if row["late"] == 1 else f"{row['late']} pilot images fell"
+            yield f"opened: {row['spec']}: {falls} that the gate would have kept out, so every image met the full budget"
 
 
 def _foot(report: Mapping[str, Any]) -> Iterator[str]:

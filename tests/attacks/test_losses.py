@@ -13,7 +13,7 @@ from torch import Tensor
 
 from laws.entries import drawn
 from laws.given import seeds
-from rbench.attacks.losses import LOSSES, Logits, dlr, known, margin, targeted_dlr, targeted_margin, targets, untargeted_margin
+from rbench.attacks.losses import LOSSES, Logits, by_logit, dlr, known, margin, targeted_dlr, targeted_margin, targets, untargeted_margin
 from rbench.attacks.noise import Row
 from rbench.attacks.sealed import library
 from rbench_core.errors import SpecError
@@ -195,10 +195,10 @@ def test_rows_of_a_loss_are_islands() -> None:
 
 
 def test_targets_take_at_most_the_other_classes() -> None:
-    clean = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
-    assert targets("dlr-targeted", clean, torch.tensor([0]), 9).tolist() == [[2, 1, 3]]
-    assert targets("dlr-targeted", clean, torch.tensor([0]), 2).tolist() == [[2, 1]]
-    assert targets("dlr", clean, torch.tensor([0]), 9).tolist() == [[-1]]
+    order = by_logit(torch.tensor([[3.0, 1.0, 2.0, 0.0]]), torch.tensor([0]))
+    assert targets("dlr-targeted", order, 9).tolist() == [[2, 1, 3]]
+    assert targets("dlr-targeted", order, 2).tolist() == [[2, 1]]
+    assert targets("dlr", order, 9).tolist() == [[-1]]
 
 
 def test_an_unknown_loss_is_refused() -> None:

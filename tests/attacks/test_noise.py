@@ -126,7 +126,7 @@ def test_uniform_and_normal(where: str, uniform: np.ndarray, normal: np.ndarray)
 @pytest.mark.parametrize("word", [0, 0xFFFFFFFF])
 def test_the_ends_are_left_out(monkeypatch: pytest.MonkeyPatch, word: int) -> None:
     """1 in 2²³ draws is the largest word: at 24 bits it rounded to 1, and an l1 start, which takes log1p(−1), became NaN."""
-    monkeypatch.setattr(noise, "_hashed", lambda key, step, stream, n: torch.full((len(key), n), word))
+    monkeypatch.setattr(noise, "_hashed", lambda key, step, streams, counts: torch.full((len(key), sum(counts)), float(word >> 9)))
     row, _ = _row(3)
     assert ((row.uniform(4, 0) > 0) & (row.uniform(4, 0) < 1)).all()
     assert row.normal(4, 0).isfinite().all()
@@ -135,6 +135,23 @@ def test_the_ends_are_left_out(monkeypatch: pytest.MonkeyPatch, word: int) -> No
         start = entry.space.start(given.ctx, given.row)
         assert start.isfinite().all()
         assert (entry.space.excess(given.ctx, start) <= 0).all()
+
+
+@pytest.mark.parametrize("step", [-1, 0, 5000, 2**31 + 5, 2**40])
+def test_both_ways_to_hash_agree(step: int) -> None:
+    """Words of numpy on a CPU, lanes of torch elsewhere: bit for bit."""
+    key = torch.from_numpy(row_keys(3, "pgd", *(np.arange(50) * sign for sign in (1, -1, 7))))
+    steps, streams, counts = torch.full((50,), step), (0, -1, 7, 2**31), (65, 1, 2, 3)
+    parts = [noise._hashed_there(key, steps, stream, n) for stream, n in zip(streams, counts, strict=True)]
+    assert torch.equal(noise._hashed_here(key, steps, streams, counts), torch.cat(parts, 1))
+    for stream, n, part in zip(streams, counts, parts, strict=True):
+        assert torch.equal(noise._hashed_here(key, steps, (stream,), (n,)), part)
+
+
+def test_several_streams_at_once_are_each_alone() -> None:
+    row, _ = _row(20)
+    for stream, (n, drawn) in enumerate(zip((2, 1, 5), row.uniforms((2, 1, 5), 4), strict=True), start=4):
+        assert torch.equal(drawn, row.uniform(n, stream))
 
 
 def test_the_noise_of_this_engine_version() -> None:

@@ -13,7 +13,7 @@ from laws.given import Given, given_batch, images, members
 from laws.nets import Around, Counting, linear_net
 from rbench.attacks.evaluate import Passes
 from rbench.attacks.referee import NOT_FINITE, WIDTH, Judged, judge
-from rbench.attacks.search import WIDTHS
+from rbench.attacks.widths import WIDTHS
 from rbench_threats.lp import Box, Linf
 
 SHAPE = (1, 8, 8)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,18 +21,20 @@ from rbench.attacks.losses import margin
 from rbench.attacks.noise import Row, row_keys
 from rbench.attacks.pgd import PGD, Position
 from rbench.attacks.protocol import Attack
-from rbench.attacks.search import WIDTHS, Best, Examples, Search, width_for
+from rbench.attacks.search import Best, Examples, Search
+from rbench.attacks.square import Square
+from rbench.attacks.widths import WIDER, WIDTHS, at_most, first_width, width_for
 from rbench_threats.lp import Linf
 from rbench_threats.protocol import PerturbationSet
 
 N = 32
 SMALL = (1, 8, 8)
 LINF = Linf("0.05")
-BUDGET = {"steps": 8, "restarts": 2, "top": 3}
+BUDGET = {"steps": 9, "restarts": 2, "top": 3, "queries": 40}
 
 
 def shorter(attack: Attack) -> Attack:
-    """The same attack on a small budget: 8 steps, 2 restarts, 3 targets."""
+    """The same attack on a small budget: 9 steps, 40 queries, 2 restarts, 3 targets."""
     known = {field.name for field in fields(attack)}  # type: ignore[arg-type]  # attacks are dataclasses
     return replace(attack, **{name: limit for name, limit in BUDGET.items() if name in known})  # type: ignore[type-var]
 
@@ -55,8 +59,8 @@ def searched(net: Any, space: PerturbationSet, attack: Attack, examples: Example
 
 
 def by_hand(net: nn.Module, space: PerturbationSet, attack: Attack, examples: Examples) -> Tensor:
-    """The smallest margin of every example, by running each of its rows to the end without an engine, 16 copies at a time."""
-    targets = attack.targets(examples.clean, examples.label)
+    """The smallest margin of every example inside the set, by running each of its rows to the end without an engine, 16 copies at a time."""
+    targets = attack.targets(examples.rivals)
     best = torch.full((len(examples),), torch.inf)
     for restart in range(attack.restarts):
         for rank in range(targets.shape[1]):
@@ -68,7 +72,8 @@ def by_hand(net: nn.Module, space: PerturbationSet, attack: Attack, examples: Ex
             while attack.goes_on(state, row._replace(step=row.step + cycles)).any() and cycles < 1000:
                 cycles += 1
             for theta, _ in trajectory(attack, given, cycles):
-                best = best.minimum(margin(net(space.render(given.ctx, theta)), examples.label))
+                found = margin(net(space.render(given.ctx, theta)), examples.label)
+                best = best.minimum(torch.where(space.excess(given.ctx, theta) <= 0, found, torch.inf))
     return best
 
 
@@ -297,6 +302,14 @@ def test_margins_must_fall_beyond_the_threshold(width: int) -> None:
     assert not (best.fell & ~plain.fell).any()
 
 
+class Dawdles(PGD):
+    """Takes its time over a step."""
+
+    def step(self, space: Any, ctx: Any, row: Row, state: Position, seen: Any, phase: int) -> Position:
+        time.sleep(0.002)
+        return super().step(space, ctx, row, state, seen, phase)
+
+
 class Leaps(PGD):
     """Looks far outside the set every other time, and says that it may."""
 
@@ -326,8 +339,74 @@ def test_progress_counts_every_row() -> None:
 
 
 def test_widths_fit_the_tasks() -> None:
-    assert [width_for(tasks, 64) for tasks in (1, 16, 17, 33, 64, 65, 1000)] == [16, 16, 32, 64, 64, 64, 64]
+    assert [width_for(tasks, 64) for tasks in (1, 16, 17, 33, 64, 65, 1000)] == [16, 16, 24, 40, 64, 64, 64]
+    assert [first_width(tasks, 64) for tasks in (1, 64, 65, 89, 1000)] == [16, 64, 40, 48, 64]
+    assert [at_most(width) for width in (8, 31, 32, 5000)] == [16, 24, 32, 2048]
     assert all(width >= 15 for width in WIDTHS), "below 15 rows logits change in their last bits"
+    assert all(fits <= rows * (9 / 8 if rows >= 64 else 5 / 4) for rows, fits in pairwise(WIDTHS[2:])), "a fifth of padding at most, and an eighth from 64 on"
+
+
+@pytest.mark.parametrize("count", [65, 89, 131])
+def test_rows_of_one_length_leave_hardly_any_padding(count: int) -> None:
+    """Nothing falls and all rows take nine looks: what the model sees is the rows, up to the next multiple of eight."""
+    for attack, width in ((PGD(steps=8), 64), (Square(queries=8), 24)):
+        _, search = searched(brightened, Linf("0.0001"), attack, black(count), width)
+        assert search.passes.useful == 9 * count
+        assert search.passes.forward == 9 * (-(-count // 8) * 8)
+
+
+def test_batches_without_a_gradient_are_wider() -> None:
+    net = Counting(curved_net(SMALL))
+    searched(net, LINF, Square(queries=3), examples_of(curved_net(SMALL), count=192), 64)
+    assert max(net.widths) == 64 * WIDER
+
+
+def test_a_tail_narrows_with_the_rows_that_are_left() -> None:
+    """Rows of 1 to 97 looks, all seated at once: the batch is at most a fifth and sixteen rows wider than what lives in it."""
+    best, search = searched(brightened, LINF, Staggered(), black(97), 256)
+    assert not best.fell.any()
+    living = [98 - look for look in range(1, 98)]
+    assert search.passes.forward <= sum(max(16, 1.25 * rows) + 8 for rows in living)
+
+
+class Nears(PGD):
+    """A black image gets brighter by 0.01 a look, or at the last look by 2, which no image is."""
+
+    def begin(self, space: Any, ctx: Any, row: Row) -> Position:
+        return Position(torch.full_like(ctx.lower, 0.1))
+
+    def step(self, space: Any, ctx: Any, row: Row, state: Position, seen: Any, phase: int) -> Position:
+        return Position(torch.where((row.step == self.steps - 1)[:, None], -2.0, state.theta - 0.01 * (1 + row.restart)[:, None]))
+
+
+@pytest.mark.parametrize("radius", ["0.05", "0.005"])
+def test_minimum_norm_mode_keeps_the_nearest_fall(radius: str) -> None:
+    """Brighter than 0.005 is a fall: of 0.1, 0.09, … the nearest is 0.01, whatever the radius; all rows run to their end."""
+    best, search = searched(brightened, Linf(radius), Nears(steps=10, restarts=2), black(20), nearest=True)
+    torch.testing.assert_close(best.gauge, torch.full((20,), 0.01 / float(radius)))
+    torch.testing.assert_close(best.theta, torch.full((20, 64), 0.01))
+    assert (best.margin < 0).all()
+    assert best.fell.all() == (radius == "0.05")
+    assert (best.restart == 0).all(), "in steps of 0.02 the nearest is at 0.02"
+    assert search.passes.useful == 20 * 2 * 11, "a fall ended a row"
+    none, _ = searched(lambda x: brightened(x).abs(), Linf(radius), Nears(steps=10), black(20), nearest=True)
+    assert none.gauge.isinf().all()
+    assert not none.fell.any()
+
+
+def test_seconds_are_the_models_the_steps_and_the_engines() -> None:
+    """A model that takes its time, and a step that does: each is counted where it was spent, and no more than there was."""
+    net, began = curved_net(SMALL), time.perf_counter()
+
+    def slow(x: Tensor) -> Any:
+        time.sleep(0.004)
+        return net(x)
+
+    _, search = searched(slow, LINF, Dawdles(steps=10), examples_of(net, count=16))
+    spent = time.perf_counter() - began
+    assert search.passes.model_seconds > 11 * 0.004
+    assert search.passes.step_seconds > 11 * 0.002
+    assert search.passes.model_seconds + search.passes.step_seconds < spent
 
 
 def test_a_grid_looks_at_every_point() -> None:

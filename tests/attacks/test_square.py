@@ -37,6 +37,41 @@ def moved(space: PerturbationSet, given: Given, share: float, theta: Tensor | No
     return space.move(given.ctx, zero if theta is None else theta, shares, given.row).view_as(given.x)  # type: ignore[attr-defined]
 
 
+def covered(corner: tuple[Tensor, Tensor], side: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Which pixels a window covers, (rows, 1, h, w)."""
+    (down, across), (i, j) = corner, (torch.arange(shape[1]), torch.arange(shape[2]))
+    one, two = ((k >= first[:, None]) & (k < (first + side)[:, None]) for k, first in ((i, down), (j, across)))
+    return one[:, None, :, None] & two[:, None, None, :]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_window_is_all_its_pixels(shape: tuple[int, int, int]) -> None:
+    """Of every channel, whatever the sizes of the windows beside it; and its bump lies over it, of norm 1, whole."""
+    side = 1 + torch.arange(MANY) % min(shape[1:])
+    corner, off = squares.corners(side, shape, rows(MANY).uniform(2, 4)), squares.offsets(side, shape)
+    places = squares.window(corner, off, shape)
+    found = torch.zeros(MANY, shape[0] * shape[1] * shape[2], dtype=torch.bool).scatter(1, places, True)
+    assert torch.equal(found.view(MANY, *shape), covered(corner, side, shape).expand(-1, shape[0], -1, -1))
+    for order in (1, 2):
+        lie = squares.bump(off, side, shape, order, rows(MANY).uniform(1, 6)).expand(-1, shape[0], -1, -1).flatten(1)
+        image = torch.zeros(found.shape).scatter(1, places, lie).view(MANY, *shape)
+        torch.testing.assert_close((image.abs() ** order).sum((2, 3)), torch.ones(MANY, shape[0]))
+        assert (image.sum((2, 3)).abs() < 1e-5)[side % 2 == 0].all(), "the halves are of opposite sign"
+        assert (image != image.transpose(2, 3)).any() if shape[1] == shape[2] else True, "no bump is turned"
+
+
+@pytest.mark.parametrize("space", BALLS, ids=str)
+def test_the_sizes_of_the_neighbours_windows_do_not_matter(space: PerturbationSet) -> None:
+    """Bit for bit: windows of 1 to 28 pixels side by side, and each kind alone."""
+    given = given_images(space, images((1, 28, 28), 48, 0))
+    theta, share = space.opening(given.ctx, given.row), torch.tensor([0.0001, 0.01, 0.2, 1.0]).repeat(12)  # type: ignore[attr-defined]
+    whole = space.move(given.ctx, theta, share, given.row)  # type: ignore[attr-defined]
+    for some in (torch.arange(first, 48, 4) for first in range(4)):
+        part = given.take(some)
+        alone = space.move(part.ctx, theta[some], share[some], part.row)  # type: ignore[attr-defined]
+        assert torch.equal(alone, whole[some])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
 def test_a_move_under_linf_is_one_square_with_a_sign_per_channel(share: float, shape: tuple[int, int, int]) -> None:
@@ -59,7 +94,7 @@ def test_every_place_is_reached(space: PerturbationSet, shape: tuple[int, int, i
     """Corners are uniform over all places where a window fits. AutoAttack never draws the last row and column of them."""
     row = rows(MANY)
     for side in (1, 3):
-        down, across = squares.corners(torch.full((MANY,), side), shape, row, 4)
+        down, across = squares.corners(torch.full((MANY,), side), shape, row.uniform(2, 4))
         for found, length in ((down, shape[1]), (across, shape[2])):
             counts = torch.bincount(found, minlength=length - side + 1)
             assert len(counts) == length - side + 1
@@ -156,7 +191,7 @@ def test_a_move_takes_from_one_window_and_gives_to_another(space: PerturbationSe
     start = space.opening(given.ctx, given.row)  # type: ignore[attr-defined]
     after = moved(space, given, 0.1, start)
     side = squares.sides(torch.full((60,), 0.1), (1, 12, 12), odd=True)
-    to, origin = (squares.inside(squares.corners(side, (1, 12, 12), given.row, stream), side, (1, 12, 12)) for stream in (4, 5))
+    to, origin = (covered(squares.corners(side, (1, 12, 12), given.row.uniform(2, stream)), side, (1, 12, 12)) for stream in (4, 5))
     elsewhere, emptied = ~(to | origin), origin & ~to
     assert (after[emptied] == 0).all()
     assert (after[to] != 0).float().mean() > 0.5
@@ -177,8 +212,8 @@ def test_the_move_is_autoattacks(order: int, shape: tuple[int, int, int]) -> Non
     share = torch.tensor([0.1, 0.3]).repeat(20)
     found = squares.shifted(theta, shape, share, eps, order, row, 4).view(-1, *shape)
     side = squares.sides(share, shape, odd=True)
-    first, second = (squares.corners(side, shape, row, stream) for stream in (4, 5))
-    eta = squares.bump(first, side, shape, order, row, 6) * squares.signs(c, row, 7)[:, :, None, None]
+    first, second = (squares.corners(side, shape, row.uniform(2, stream)) for stream in (4, 5))
+    eta = squares.bump(squares.offsets(side, shape), side, shape, order, row.uniform(1, 6)) * squares.signs(row.uniform(c, 7))[:, :, None, None]
     for i, delta in enumerate(theta.view(-1, *shape).clone()):
         s = int(side[i])
         (top, left), (top2, left2) = ([int(corner[i]) for corner in corners] for corners in (first, second))
@@ -189,7 +224,7 @@ def test_the_move_is_autoattacks(order: int, shape: tuple[int, int, int]) -> Non
         union = torch.zeros(shape)
         union[here] = union[there] = 1
         old = delta[here] / delta[here].flatten(1).norm(order, dim=1)[:, None, None]
-        new = eta[i][here] + old
+        new = eta[i][:, :s, :s] + old
         new = new / new.flatten(1).norm(order, dim=1)[:, None, None]
         held = (delta * union).flatten(1).norm(order, dim=1)[:, None, None]
         spare = (eps**order - delta.norm(order) ** order).clamp_min(0) / c
@@ -205,7 +240,7 @@ def test_windows_of_one_pixel() -> None:
         theta = space.project(given.ctx, torch.rand(MANY, 36, generator=torch.Generator().manual_seed(0)))
         before, after = theta.view(-1, 1, 6, 6), moved(space, given, 0.01, theta)
         one = torch.ones(MANY, dtype=torch.long)
-        to, origin = (squares.inside(squares.corners(one, (1, 6, 6), given.row, stream), one, (1, 6, 6)) for stream in (4, 5))
+        to, origin = (covered(squares.corners(one, (1, 6, 6), given.row.uniform(2, stream)), one, (1, 6, 6)) for stream in (4, 5))
         apart = ~(to & origin).flatten(1).any(1) & (before > 0.01).flatten(1)[origin.flatten(1)]
         left = (after[origin] / before[origin])[apart]
         assert (left > 0.05).any() == partly

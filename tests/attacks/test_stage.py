@@ -20,8 +20,9 @@ from rbench.attacks.evaluate import Passes, clean_logits
 from rbench.attacks.grid import Grid
 from rbench.attacks.pgd import PGD, Position
 from rbench.attacks.protocol import Attack
-from rbench.attacks.search import WIDTHS, Examples
+from rbench.attacks.search import Examples
 from rbench.attacks.stage import Outcome, part_of, run_stage
+from rbench.attacks.widths import WIDTHS
 from rbench_core.errors import ModelError
 from rbench_threats.lp import Linf
 from rbench_threats.protocol import PerturbationSet

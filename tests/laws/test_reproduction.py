@@ -17,7 +17,7 @@ import rbench.runner
 from laws.nets import digit_net, digits, right_examples
 from laws.runs import Statuses, run, statuses, stored
 from rbench.attacks.catalogue import resolve_plan
-from rbench.attacks.search import WIDTHS
+from rbench.attacks.widths import WIDTHS
 from rbench.attacks.stage import part_of, run_stage
 from rbench_results.store import Store
 from rbench_threats.catalogue import build
@@ -25,10 +25,7 @@ from rbench_threats.spec import parse
 
 N = 36
 THREAT = "union(linf(eps=0.06), l2(eps=0.3), l1(eps=0.7), l0(pixels=1), rotation-translation(degrees=4, shift=0.1))"
-PLAN = (
-    "plan(pgd(steps=3, restarts=2), apgd(loss=dlr-targeted, steps=4, top=2), apgd-sparse(steps=4), topk(steps=4, restarts=2), "
-    "square(queries=8), sparse-rs(queries=8, restarts=2))"
-)
+PLAN = str(Path(__file__).with_name("gated.toml"))  # every attack small, behind a pilot and its gates
 KEYS = rbench.attacks.noise.row_keys
 
 
@@ -39,9 +36,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Statuses:
     return found
 
 
-def members_of(folder: Path, questions: list[dict[str, str]]) -> dict[str, Statuses]:
+def members_of(folder: Path, questions: list[dict[str, str]], n: int) -> dict[str, Statuses]:
     with stored(folder) as store:
-        return {question["spec"]: store.answered(question["key"]) for question in questions}
+        return {question["spec"]: store.answered(question["key"], 0, n) for question in questions}
 
 
 @pytest.mark.parametrize("piece", [10, 36])
@@ -63,7 +60,7 @@ def test_a_larger_n_adds_rows(undisturbed: Statuses, tmp_path: Path) -> None:
     for n in (5, 21, N):
         report = run(tmp_path, threat=THREAT, plan=PLAN, n=n)
         assert statuses(report) == {index: undisturbed[index] for index in range(n)}
-        clean = [stage for stage in report.data["stages"] if stage["position"] == 0]
+        clean = [stage for stage in report.data["stages"] if stage["position"] == 0 and not stage["pilot"]]
         assert sum(stage["entered"] for stage in clean) == n, "an image's clean logits were asked again"
         assert report.data["cost"]["this_run"]["forward"] > 0
         assert report.data["cost"]["forward"] > before
@@ -76,7 +73,7 @@ def test_a_larger_n_adds_rows(undisturbed: Statuses, tmp_path: Path) -> None:
 def test_the_members_own_verdicts_with_full(tmp_path: Path) -> None:
     """With --full a member's verdicts are those of the member asked alone: no member feels the others."""
     whole = run(tmp_path / "all", threat=THREAT, plan=PLAN, n=20, full=True)
-    together = members_of(tmp_path / "all", whole.data["questions"])
+    together = members_of(tmp_path / "all", whole.data["questions"], 20)
     for place, (spec, answers) in enumerate(together.items()):
         alone = statuses(run(tmp_path / str(place), threat=spec, plan=PLAN, n=20))
         assert alone == answers

@@ -91,12 +91,12 @@ class BeginsAtOnePlace(PGD):
 class TargetsTheLabel(PGD):
     """The best class is the label itself."""
 
-    def targets(self, clean: Tensor, label: Tensor) -> Tensor:
-        return clean.argsort(dim=1, descending=True)[:, :3]
+    def targets(self, order: Tensor) -> Tensor:
+        return torch.zeros_like(order[:, :3])
 
 
 class TargetsByIndex(PGD):
     """Takes other classes as they come."""
 
-    def targets(self, clean: Tensor, label: Tensor) -> Tensor:
-        return (label[:, None] + torch.arange(1, clean.shape[1])) % clean.shape[1]
+    def targets(self, order: Tensor) -> Tensor:
+        return order.sort(dim=1).values

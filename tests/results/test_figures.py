@@ -8,10 +8,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 
 from rbench_core.errors import Failure
-from rbench_results.figures import JOINED, Alarm, Figure, certified, join, mcnemar, robust, settle, tally, wilson
+from rbench_results.figures import JOINED, Alarm, Figure, certified, join, mcnemar, robust, settle, tally, upper_limit, wilson
 
 MEMBER = st.sampled_from([None, "misclassified", "broken", "certified", "error", "survived"])
 ROWS = st.lists(MEMBER, max_size=5)
@@ -45,6 +45,30 @@ def test_figures_without_examples_are_refused() -> None:
         "high": pytest.approx(0.6994, abs=1e-4),
         "n": 4,
     }
+
+
+@given(st.integers(0, 300), st.integers(0, 3000))
+def test_the_upper_limit_is_the_quantile_of_the_beta_distribution(k: int, misses: int) -> None:
+    assert upper_limit(k, k + misses) == pytest.approx(beta.ppf(0.95, k + 1, misses) if misses else 1.0, rel=1e-9)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.floats(0.5, 0.99))
+def test_the_upper_limit_rises_with_every_hit_and_falls_with_every_miss(k: int, misses: int, confidence: float) -> None:
+    m = k + misses
+    limit = upper_limit(k, m, confidence)
+    assert upper_limit(k, m + 1, confidence) < limit or m == k  # of nothing but hits it stays 1 while there is no miss
+    assert upper_limit(k + 1, m + 1, confidence) >= limit
+    assert upper_limit(k, m, (1 + confidence) / 2) >= limit
+    assert limit > k / m if misses else limit == 1.0
+
+
+def test_upper_limits_by_hand() -> None:
+    assert upper_limit(0, 30) == pytest.approx(1 - 0.05 ** (1 / 30), abs=1e-13)
+    assert [round(100 * upper_limit(0, m), 2) for m in (1, 30, 60, 300)] == [95.0, 9.5, 4.87, 0.99]
+    assert (upper_limit(0, 0), upper_limit(7, 7)) == (1.0, 1.0)
+    for k, m in ((-1, 3), (4, 3)):
+        with pytest.raises(ValueError):
+            upper_limit(k, m)
 
 
 @given(st.integers(0, 300), st.integers(0, 300))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from rbench_core.errors import StoreError
 from rbench_results import merge as merging
 from rbench_results.merge import add, merge, snapshot
 from rbench_results.reading import read_snapshot, written
-from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord
+from rbench_results.records import CurveRow, PilotRecord, QuestionRecord, StageRecord, VerdictRecord
 from rbench_results.seal import question_key, sealed
 from rbench_results.snapshot import STATES, Snapshot
 from rbench_results.store import Store
@@ -41,7 +42,9 @@ LAB = st.fixed_dictionaries(
         "title": st.sampled_from(["one", "two"]),
         "runs": st.dictionaries(st.sampled_from(RUNS), st.tuples(st.sampled_from(STATES), st.booleans()), min_size=1),
         "rows": st.lists(st.lists(ROW, max_size=5), min_size=3, max_size=3),
-        "costs": st.lists(st.integers(0, 9), max_size=3),
+        "costs": st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=3),
+        "pilot": st.none() | st.integers(0, 2),
+        "curve": st.dictionaries(st.integers(0, 3), st.sampled_from([None, 0.0, 1.0, 2.5]), max_size=3),
     }
 )
 
@@ -64,8 +67,15 @@ def lab(drawn: dict[str, Any]) -> Snapshot:
     for question, rows in zip(questions, drawn["rows"], strict=True):
         made = [row_of(question, index, choice, here[run % len(here)], width, kept) for index, choice, run, width, kept in rows]
         verdicts[question.key] = list({row.index: row for row in made}.values())
-    stages = [StageRecord(run=run, question=A.key, position=1, attack="pgd", forward=cost) for run, cost in zip(here, drawn["costs"])]  # noqa: B905  as many as there are
-    return Snapshot([stored.model(title=drawn["title"])], [stored.dataset(note=drawn["title"])], questions, runs, verdicts, stages)
+    stages = [
+        StageRecord(run=run, question=A.key, position=1, attack="pgd", forward=cost, pilot=pilot)
+        for run, (cost, pilot) in zip(here, drawn["costs"])  # noqa: B905  as many as there are
+    ]
+    pilots = [] if drawn["pilot"] is None else [PilotRecord(question=A.key, run=here[0], facts=stored.facts(missed=drawn["pilot"]))]
+    curve = [CurveRow(question=A.key, spec=A.spec, index=i, gauge=far, attack=drawn["title"]) for i, far in drawn["curve"].items()]
+    curves = {here[0]: curve} if curve else {}
+    models, datasets = [stored.model(title=drawn["title"])], [stored.dataset(note=drawn["title"])]
+    return Snapshot(models, datasets, questions, runs, verdicts, stages, pilots, curves)
 
 
 def store_of(*parts: Snapshot) -> Snapshot:
@@ -96,6 +106,13 @@ def test_nothing_is_lost_and_no_answer_is_weakened(drawn: tuple[dict[str, Any], 
         for row in a.verdicts[key] + b.verdicts[key]:
             assert merging.STRENGTH.get(held[row.index].status, 2) >= merging.STRENGTH.get(row.status, 2)
         assert all(row in a.verdicts[key] + b.verdicts[key] for row in rows_)
+    assert {pilot.question for pilot in whole.pilots} == {pilot.question for pilot in a.pilots + b.pilots}
+    for run in a.curves.keys() | b.curves.keys():
+        given_ = a.curves.get(run, []) + b.curves.get(run, [])
+        for index in {row.index for row in given_}:
+            reach = [math.inf if row.gauge is None else row.gauge for row in given_ if row.index == index]
+            (kept,) = [row.gauge for row in whole.curves[run] if row.index == index]
+            assert (math.inf if kept is None else kept) == min(reach)
 
 
 def test_a_merge_that_keeps_what_came_last_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +128,14 @@ def test_a_merge_that_keeps_what_came_last_is_caught(monkeypatch: pytest.MonkeyP
 
 def test_records_survive_json(tmp_path: Path) -> None:
     with stored.filled(tmp_path, A) as store:
-        store.add_chunk(A.key, [stored.verdict(0, "broken", margin=-0.1 / 3)], [stored.stage(A, forward=3)])
+        store.add_chunk(A.key, [stored.verdict(0, "broken", margin=-0.1 / 3)], [stored.stage(A, forward=3, pilot=True)])
+        store.put_pilot(A.key, "r1", stored.facts())
+        store.put_curve("r1", [CurveRow(question=A.key, spec=A.spec, index=index, gauge=gauge) for index, gauge in ((0, 0.1), (1, None))])
         here = snapshot(store)
-    assert read_snapshot(json.loads(json.dumps(written(here)))) == here
+    table = json.loads(json.dumps(written(here)))
+    assert read_snapshot(table) == here
+    old = {key: rows for key, rows in table.items() if key not in ("pilots", "curves")}  # of an older bundle
+    assert read_snapshot(old) == replace(here, pilots=[], curves={})
 
 
 WRONG: dict[str, tuple[Callable[[Snapshot], Snapshot], str]] = {
@@ -141,6 +163,23 @@ WRONG: dict[str, tuple[Callable[[Snapshot], Snapshot], str]] = {
             s, verdicts={A.key: [sealed(A.key, replace(s.verdicts[A.key][0], witness="witnesses/x/p-0.html", row=0, seal=""))]}
         ),
         "witness file",
+    ),
+    "a pilot of a question that is not there": (
+        lambda s: replace(s, pilots=[PilotRecord(question=B.key, run="r1", facts={})]),
+        "not there",
+    ),
+    "a pilot without facts": (lambda s: replace(s, pilots=[PilotRecord(question=A.key, run="r1", facts={})]), "expected facts"),
+    "a pilot that missed more than stood": (
+        lambda s: replace(s, pilots=[PilotRecord(question=A.key, run="r1", facts=stored.facts(standing=1, missed=2))]),
+        "audit =",
+    ),
+    "a curve of a question that is not there": (
+        lambda s: replace(s, curves={"r1": [CurveRow(question=B.key, spec="", index=0, gauge=1.0)]}),
+        "not there",
+    ),
+    "a curve of a run that is not there": (
+        lambda s: replace(s, curves={"r9": [CurveRow(question=A.key, spec="", index=0, gauge=1.0)]}),
+        "refuses",
     ),
     "a run of no model": (lambda s: replace(s, models=[]), "refuses"),
 }
@@ -217,9 +256,11 @@ def vars_of(table: dict[str, object]) -> dict[str, object]:
 
 def part(status: str, **fields: Any) -> Snapshot:
     row = sealed(A.key, stored.verdict(0, status))
-    return Snapshot(
-        [stored.model(**fields)], [stored.dataset()], [A], [stored.run("r1", [A])], {A.key: [row]}, [stored.stage(A, forward=7)]
-    )
+    missed, gauge = (0, 1.0) if status == "survived" else (1, 0.5)
+    pilots = [PilotRecord(question=A.key, run="r1", facts=stored.facts(missed=missed))]
+    curves = {"r1": [CurveRow(question=A.key, spec=A.spec, index=0, gauge=gauge)]}
+    runs, stages = [stored.run("r1", [A])], [stored.stage(A, forward=7)]
+    return Snapshot([stored.model(**fields)], [stored.dataset()], [A], runs, {A.key: [row]}, stages, pilots, curves)
 
 
 def test_what_is_added_changes_nothing_that_is_there(tmp_path: Path) -> None:

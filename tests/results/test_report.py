@@ -111,13 +111,18 @@ def test_verdicts(store: Store) -> None:
 def test_cost_counts_every_run_of_the_questions(store: Store) -> None:
     store.start_run(run("r2", questions=[LINF], n=2, started="2026-01-02"))
     store.add_chunk(LINF.key, [], [stage(LINF, run="r2", forward=11, entered=2)])
-    assert run_report(store, "r1")["cost"] == {
-        "forward": 161, "backward": 97, "useful": 85, "seconds": 1.5,
-        "this_run": {"forward": 150, "backward": 97, "useful": 85, "seconds": 1.5},
-    }  # fmt: skip
+    store.add_chunk(LINF.key, [], [stage(LINF, pilot=True, forward=1000, seconds=4.0, model_seconds=3.0, step_seconds=0.5)])
+    none = {"model_seconds": 0.0, "step_seconds": 0.0}
+    pilot = {"forward": 1000, "backward": 0, "useful": 0, "seconds": 4.0, "model_seconds": 3.0, "step_seconds": 0.5}
+    cost = run_report(store, "r1")["cost"]
+    assert cost.pop("this_run") == pilot | {"forward": 1150, "backward": 97, "useful": 85, "seconds": 5.5}
+    assert cost.pop("pilot") == pilot
+    assert cost == pilot | {"forward": 1161, "backward": 97, "useful": 85, "seconds": 5.5}
+    assert run_report(store, "r2")["cost"]["this_run"] == {"forward": 11, "backward": 0, "useful": 0, "seconds": 0.0} | none
     second = run_report(store, "r2")
-    assert (second["cost"]["forward"], second["cost"]["this_run"]["forward"]) == (111, 11)
-    assert [(s["spec"], s["position"], s["entered"], s["forward"]) for s in second["stages"]] == [(LINF.spec, 0, 5, 111)]
+    assert (second["cost"]["forward"], second["cost"]["this_run"]["forward"]) == (1111, 11)
+    told = [(s["spec"], s["position"], s["pilot"], s["entered"], s["forward"]) for s in second["stages"]]
+    assert told == [(LINF.spec, 0, False, 5, 111), (LINF.spec, 0, True, 0, 1000)]
     assert second["n"] == 2
     assert second["robust"] == figure(1, 2)  # a smaller slice is answered by the same rows
 

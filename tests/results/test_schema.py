@@ -24,10 +24,12 @@ KINDS = {
     schema.Question: records.QuestionRecord,
     schema.Run: records.RunRecord,
     schema.Stage: records.StageRecord,
+    schema.Pilot: records.PilotRecord,
+    schema.Curve: records.CurveRow,
     schema.Verdict: records.VerdictRecord,
     schema.Verification: records.VerificationRecord,
 }
-OURS_ALONE = {"id", "number", "question_id"}  # keys of the tables, which no record carries (a run's id apart)
+OURS_ALONE = {"id", "number", "question_id", "run"}  # keys of the tables, which no record carries (a run's id apart)
 
 
 def test_migrations_make_the_tables_of_the_schema(tmp_path: Path) -> None:
@@ -74,7 +76,8 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date_with_all_that_it_h
     from sqlalchemy import create_engine
 
     with stored.filled(tmp_path / "new", stored.question()) as new:  # what the first schema could hold, to be copied
-        new.add_chunk(stored.question().key, [stored.verdict(0, "broken")], [stored.stage(stored.question())])
+        spent = stored.stage(stored.question(), 1, entered=3, broken=1, refused=4, errors=5, forward=9, backward=2, useful=6, seconds=0.5)
+        new.add_chunk(stored.question().key, [stored.verdict(0, "broken")], [spent])
     folder = tmp_path / "old"
     folder.mkdir()
     engine = create_engine(f"sqlite:///{folder / database.FILE}")
@@ -93,5 +96,6 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date_with_all_that_it_h
         assert is_intact(stored.question().key, row)
         assert (store.run("r1").request, store.run("r1").submitted) == ({}, None)
         assert store.verifications() == []
+        assert (store.stages(), store.pilots(), store.curve("r1")) == ([spent], [], [])
         store.add_chunk(stored.question().key, [stored.verdict(1)], [])
         assert store.verdicts(stored.question().key)[1].seal

@@ -232,6 +232,10 @@ class Apart:
         """As of Row."""
         return torch.where(self.alone[:, None], self.row.uniform(n, stream), self.row.uniform(n, stream + self.shift))
 
+    def uniforms(self, counts: tuple[int, ...], stream: int) -> tuple[Float[Tensor, "rows _"], ...]:
+        """As of Row."""
+        return tuple(self.uniform(n, stream + more) for more, n in enumerate(counts))
+
     def normal(self, n: int, stream: int) -> Float[Tensor, "rows n"]:
         """As of Row."""
         return torch.where(self.alone[:, None], self.row.normal(n, stream), self.row.normal(n, stream + self.shift))

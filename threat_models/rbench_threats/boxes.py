@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rbench_core.errors import SpecError
-from rbench_threats import squares
+from rbench_threats import planes, squares
 from rbench_threats.protocol import PIXEL_TOLERANCE, Row, Scale, per_row
 from rbench_threats.spec import Exact, written
 
@@ -65,6 +65,11 @@ class Additive:
         return (images - ctx.x).flatten(1)
 
 
+    def boxed(self, ctx: Box, theta: Thetas) -> Thetas:
+        """Cut with the image range alone: what may leave the ball comes back to an image."""
+        return theta.clamp(ctx.lower, ctx.upper)
+
+
 class BoxSet(Additive):
     """Every x′ in [0, 1] with |x′ᵢ − xᵢ| ≤ reachᵢ; the half-widths stand in the context. A step of an attack scales with them per value."""
 
@@ -86,16 +91,22 @@ class BoxSet(Additive):
     def opening(self, ctx: Reach, row: Row) -> Thetas:
         """Stripes from top to bottom, one pixel wide, each value at an end of its range."""
         channels, height, width = shape_of(ctx)
-        stripes = squares.signs(channels * width, row, stream=0).view(-1, channels, 1, width)
+        stripes = squares.signs(row.uniform(channels * width, stream=0)).view(-1, channels, 1, width)
         return self.project(ctx, stripes.expand(-1, -1, height, -1).flatten(1) * ctx.reach)
 
     def move(self, ctx: Reach, theta: Thetas, share: Rows, row: Row) -> Thetas:
-        """One square goes to an end of its range, each channel with its own sign."""
+        """One square goes to an end of its range, each channel with its own sign; nothing else of a θ inside is touched."""
         shape = shape_of(ctx)
-        side = squares.sides(share, shape)
-        here = squares.inside(squares.corners(side, shape, row, MOVE), side, shape)
-        value = squares.signs(shape[0], row, MOVE + 1)[:, :, None, None] * ctx.reach.expand_as(theta).unflatten(1, shape)
-        return self.project(ctx, torch.where(here, value, theta.unflatten(1, shape)).flatten(1))
+        side, (place, coin) = squares.sides(share, shape), row.uniforms((2, shape[0]), MOVE)
+        here = squares.window(squares.corners(side, shape, place), squares.offsets(side, shape), shape)
+        sign = squares.signs(coin).repeat_interleave(here.shape[1] // shape[0], 1)
+        reach = ctx.reach if ctx.reach.shape[1] == 1 else ctx.reach.gather(1, here)
+        return theta.scatter(1, here, (sign * reach).clamp_(ctx.lower.gather(1, here), ctx.upper.gather(1, here)))
+
+    def to_plane(self, ctx: Reach, theta: Thetas, w: Thetas, b: Rows) -> tuple[Thetas, Thetas]:
+        """The points of {w·θ = b} in the image range that are nearest, in units of the half-widths, to theta and to 0."""
+        there, near = (planes.to_plane_box(at, ctx.lower, ctx.upper, w, b, ctx.reach) for at in (theta, torch.zeros_like(theta)))
+        return there, near
 
     def gauge(self, ctx: Reach, theta: Thetas) -> Rows:
         """Where the half-width is 0 a value that moved is infinitely far out."""
@@ -125,7 +136,7 @@ class Linf(BoxSet):
     eps: Exact | Fraction | float | int | str
 
     family: ClassVar[str] = "linf"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "box", "convex", "norm", "squares"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "box", "convex", "norm", "plane", "squares"})
     norm: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:

@@ -7,11 +7,11 @@ from fractions import Fraction
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rbench_core.errors import SpecError
-from rbench_threats import squares
+from rbench_threats import planes, squares
 from rbench_threats.boxes import MOVE, Additive, Box, Linf, Rows, Thetas, shape_of
 from rbench_threats.projections import project_l1_box, project_l2_box
 from rbench_threats.protocol import NORM_TOLERANCE, PIXEL_TOLERANCE, Row, Scale
@@ -54,7 +54,7 @@ class L2(_Norm):
     eps: Exact | Fraction | float | int | str
 
     family: ClassVar[str] = "l2"
-    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "squares"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "plane", "squares"})
     order: ClassVar[int] = 2
     norm: ClassVar[float] = 2.0
 
@@ -74,6 +74,11 @@ class L2(_Norm):
 
     def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
         return _unit(grad) * float(self.eps)
+
+    def to_plane(self, ctx: Box, theta: Thetas, w: Thetas, b: Rows) -> tuple[Thetas, Thetas]:
+        """The points of {w·θ = b} in the image range that are nearest to theta and to 0."""
+        there, near = (planes.to_plane_box(at, ctx.lower, ctx.upper, w, b, None) for at in (theta, torch.zeros_like(theta)))
+        return there, near
 
     def opening(self, ctx: Box, row: Row) -> Thetas:
         """Bumps all over the image, scaled to radius eps, cut with the box."""
@@ -98,7 +103,7 @@ class L1(_Norm):
     family: ClassVar[str] = "l1"
     order: ClassVar[int] = 1
     norm: ClassVar[float] = 1.0
-    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "sparse", "squares"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "convex", "norm", "plane", "sparse", "squares"})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", _radius("l1", self.eps))
@@ -118,12 +123,17 @@ class L1(_Norm):
 
     def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
         """share None: the one largest coordinate takes all; else the sign on the `share` largest, evenly (SLIDE's step)."""
-        chosen = _largest(grad.abs(), _counts(grad, share)) & (grad != 0)
-        direction = torch.where(chosen, grad.sign(), 0.0)
-        return direction * (float(self.eps) / chosen.sum(1, keepdim=True).clamp_min(1))
+        direction = grad.sign() * _largest(grad.abs(), _counts(grad, share))
+        return direction * (float(self.eps) / direction.abs().sum(1, keepdim=True).clamp_min(1))
 
     def free(self, ctx: Box, theta: Thetas, grad: Thetas) -> Thetas:
         return _free(ctx, theta, grad)
+
+    def to_plane(self, ctx: Box, theta: Thetas, w: Thetas, b: Rows) -> tuple[Thetas, Thetas]:
+        """The points of {w·θ = b} in the image range that are nearest to theta and to 0."""
+        first = planes.ranked(w)
+        there, near = (planes.to_plane_box_l1(at, ctx.lower, ctx.upper, w, b, first) for at in (theta, torch.zeros_like(theta)))
+        return there, near
 
     def opening(self, ctx: Box, row: Row) -> Thetas:
         """Bumps all over the image, projected: only their peaks remain."""
@@ -179,18 +189,28 @@ class L0(Additive):
     def project(self, ctx: Box, theta: Thetas, scale: Scale = 1.0) -> Thetas:
         """Keep the pixels whose change brings the point nearest; clip them to the box."""
         clipped = theta.clamp(ctx.lower, ctx.upper)
-        gain = (clipped * (2 * theta - clipped)).unflatten(1, (ctx.x.shape[1], -1)).sum(1)
+        gain = self.grouped(ctx, clipped * (2 * theta - clipped)).sum(1)
         return torch.where(self._kept(ctx, gain, scale), clipped, 0.0)
 
     def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
         """Each chosen pixel goes to the end of its range that grad points at; share of the pixels, else the whole budget."""
         best = torch.where(grad > 0, ctx.upper, ctx.lower).where(grad != 0, 0.0)
-        gain = (grad * best).unflatten(1, (ctx.x.shape[1], -1)).sum(1)
+        gain = self.grouped(ctx, grad * best).sum(1)
         counts = self._budget(ctx, 1.0) if share is None else _counts(gain, share).minimum(self._budget(ctx, 1.0))
         return torch.where(_largest(gain, counts).repeat(1, ctx.x.shape[1]), best, 0.0)
 
     def free(self, ctx: Box, theta: Thetas, grad: Thetas) -> Thetas:
         return _free(ctx, theta, grad)
+
+    def grouped(self, ctx: Box, theta: Thetas) -> Float[Tensor, "rows channels pixels"]:
+        """θ by pixel: what counts once stands in one column."""
+        return theta.unflatten(1, (ctx.x.shape[1], -1))
+
+    def thinned(self, ctx: Box, theta: Thetas, least: Rows) -> Thetas:
+        """θ clipped to the image range, without the pixels of which no value moved as far as `least`."""
+        clipped = theta.clamp(ctx.lower, ctx.upper)
+        small = self.grouped(ctx, clipped).abs().amax(1) < least[:, None]
+        return clipped * (~small).repeat(1, ctx.x.shape[1])
 
     def gauge(self, ctx: Box, theta: Thetas) -> Rows:
         return self._changed(ctx, theta).sum(1).float() / float(Exact(self.pixels))
@@ -225,7 +245,7 @@ class L0(Additive):
         return torch.where(up ^ still, ctx.upper, ctx.lower)
 
     def _changed(self, ctx: Box, theta: Thetas) -> Bool[Tensor, "rows pixels"]:
-        changed: Tensor = (theta != 0).unflatten(1, (ctx.x.shape[1], -1)).any(1)
+        changed: Tensor = (self.grouped(ctx, theta) != 0).any(1)
         return changed
 
     def _budget(self, ctx: Box, scale: Scale) -> Tensor:
@@ -267,9 +287,12 @@ def _counts(values: Tensor, share: Tensor | None) -> Tensor:
 
 def _largest(values: Tensor, counts: Tensor) -> Tensor:
     """Mask of the counts[i] largest entries of row i; ties go to the lower index, so a row never depends on its neighbours."""
-    order = values.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(values.shape[1], device=values.device).expand_as(order))
-    return rank < counts[:, None]
+    counts = counts.clamp_max(values.shape[1])
+    most = values.shape[1] if values.is_cuda else max(int(counts.max()), 1)  # a CPU may look, and need not sort them all
+    edge = values.topk(most, dim=1).values.gather(1, (counts[:, None] - 1).clamp_min(0))
+    above, tied = values > edge, values == edge
+    left = counts[:, None] - above.sum(1, keepdim=True)
+    return above | (tied & (tied.cumsum(1) <= left))
 
 
 def _radii(theta: Thetas, scale: Scale, eps: Exact | Fraction | float | int | str) -> Rows:

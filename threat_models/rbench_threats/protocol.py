@@ -40,6 +40,10 @@ class Row(Protocol):
         """In (0, 1), a function of (seed, example, attack, target, restart, step, stream) alone."""
         ...
 
+    def uniforms(self, counts: tuple[int, ...], stream: int) -> tuple[Float[Tensor, "rows _"], ...]:
+        """uniform(counts[0], stream), uniform(counts[1], stream + 1), … at little more than the cost of one."""
+        ...
+
     def normal(self, n: int, stream: int) -> Float[Tensor, "rows n"]:
         """Standard normal, likewise."""
         ...
@@ -62,7 +66,8 @@ class PerturbationSet(Protocol):
     @property
     def capabilities(self) -> frozenset[str]:
         """What attacks may ask of it: "additive" (θ = x′ − x, from_images) · "norm" (norm, radius) · "convex" · "sparse"
-        (steepest takes share; free) · "support" (bounds how many pixels move) · "points" (points(ctx), a finite stand-in) ·
+        (steepest takes share; free) · "support" (bounds how many pixels move; grouped(ctx, theta), θ as (rows, values of a pixel, pixels);
+        thinned(ctx, theta, least), θ in the image range without pixels that moved less) · "points" (points(ctx), a finite stand-in) ·
         "squares", "swaps" (opening(ctx, row), a start for random search; move(ctx, theta, share, row), theta with a share of the image
         or of the pixels drawn anew; both inside) · "warp" (warp(images, theta) moves any images; `parameters` long) ·
         "blocks" (an affine combination: blocks(ctx), its parts at work; weighed, around, lifted) · "box" (box(ctx), the images

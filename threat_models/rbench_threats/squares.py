@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,7 @@ from rbench_threats.protocol import Row
 
 PerRow = Int[Tensor, " rows"]
 Thetas = Float[Tensor, "rows p"]
-Bump = Float[Tensor, "rows 1 h w"]
+Bump = Float[Tensor, "rows 1 n n"]
 Shape = tuple[int, int, int]  # channels, height, width
 
 
@@ -22,32 +22,43 @@ def sides(share: Float[Tensor, " rows"], shape: Shape, odd: bool = False) -> Per
     return (side | 1 if odd else side).clamp_max(min(shape[1:]))
 
 
-def corners(side: PerRow, shape: Shape, row: Row, stream: int) -> tuple[PerRow, PerRow]:
-    """The first pixel down and across of a window, uniform over every place where it fits, the last one too."""
-    drawn = row.uniform(2, stream)  # at most 1 − 2⁻²⁴: no product below rounds up to a place too many
-    down, across = ((drawn[:, axis] * (shape[1 + axis] - side + 1)).long() for axis in (0, 1))
+def corners(side: PerRow, shape: Shape, drawn: Float[Tensor, "rows 2"]) -> tuple[PerRow, PerRow]:
+    """The first pixel down and across of a window, uniform over every place where it fits, the last one too, if drawn is from (0, 1)."""
+    down, across = ((drawn[:, axis] * (shape[1 + axis] - side + 1)).long() for axis in (0, 1))  # no product rounds up: drawn ≤ 1 − 2⁻²⁴
     return down, across
 
 
-def inside(corner: tuple[PerRow, PerRow], side: PerRow, shape: Shape) -> Bool[Tensor, "rows 1 h w"]:
-    """Which pixels a window covers."""
-    (down, across), (i, j) = corner, _pixels(shape, side.device)
-    i, j, side = i - down[:, None], j - across[:, None], side[:, None]
-    return ((i >= 0) & (i < side))[:, None, :, None] & ((j >= 0) & (j < side))[:, None, None, :]
+def offsets(side: PerRow, shape: Shape) -> Int[Tensor, "rows n"]:
+    """0 … side − 1 per row, the last one again and again until all rows have as many: as the largest window needs, which a CPU knows.
+
+    Elsewhere as many as any window could need, so that nobody waits.
+    """
+    most = min(shape[1:]) if side.is_cuda else int(side.max())
+    return torch.arange(most, device=side.device).minimum(side[:, None] - 1)
 
 
-def signs(count: int, row: Row, stream: int) -> Float[Tensor, "rows count"]:
-    """−1 or 1, either as often."""
-    return torch.where(row.uniform(count, stream) < 0.5, -1.0, 1.0)
+def window(corner: tuple[PerRow, PerRow], off: Int[Tensor, "rows n"], shape: Shape) -> Int[Tensor, "rows m"]:
+    """The places in θ that a window covers, channel after channel, m = channels · n²; some come again where `offsets` do."""
+    channels, height, width = shape
+    pixels = ((corner[0][:, None] + off) * width)[:, :, None] + (corner[1][:, None] + off)[:, None, :]
+    if channels == 1:
+        return pixels.flatten(1)
+    first = torch.arange(0, channels * height * width, height * width, device=off.device)
+    return (first[:, None, None] + pixels[:, None]).flatten(1)
 
 
-def bump(corner: tuple[PerRow, PerRow], side: PerRow, shape: Shape, order: int, row: Row, stream: int) -> Bump:
-    """A window's bump, 0 outside it: two halves of opposite sign, side by side or one below the other, of norm 1 in all (sec. 3.4)."""
-    (down, across), (i, j) = corner, _pixels(shape, side.device)
-    table, turned = _bumps(min(shape[1:]), order, side.device), row.uniform(1, stream) < 0.5
-    a, b = (_within(place - first[:, None], side[:, None]) for place, first in ((i, down), (j, across)))
-    a, b, turned = a[:, :, None], b[:, None, :], turned[:, :, None]
-    return table[side[:, None, None], torch.where(turned, b, a), torch.where(turned, a, b)][:, None]
+def signs(drawn: Float[Tensor, "rows count"]) -> Float[Tensor, "rows count"]:
+    """−1 or 1, either as often, if drawn is from (0, 1)."""
+    return torch.where(drawn < 0.5, -1.0, 1.0)
+
+
+def bump(off: Int[Tensor, "rows n"], side: PerRow, shape: Shape, order: int, drawn: Float[Tensor, "rows 1"]) -> Bump:
+    """A window's bump: two halves of opposite sign, side by side or one below the other, of norm 1 in all (sec. 3.4)."""
+    table = _bumps(min(shape[1:]), order, side.device)
+    size = table.shape[1]
+    across = torch.where(drawn < 0.5, size, 1)
+    place = (off * (size + 1 - across))[:, :, None] + (off * across + side[:, None] * size**2)[:, None, :]
+    return table.take(place)[:, None]
 
 
 def shifted(theta: Thetas, shape: Shape, share: Float[Tensor, " rows"], eps: float, order: int, row: Row, stream: int) -> Thetas:
@@ -58,30 +69,48 @@ def shifted(theta: Thetas, shape: Shape, share: Float[Tensor, " rows"], eps: flo
     and under l2 such a one gives any part of what it holds, since with all or nothing no dense θ is reached. Of 16 images of 6 × 6 pixels
     and a linear net all fall at 1.05 of the least distance within 3,000 queries; with 3 × 3 windows 7 fall at 1.3 within 5,000.
     """
-    channels, delta = shape[0], theta.unflatten(1, shape)
-    side = sides(share, shape, odd=True)
-    to = corners(side, shape, row, stream)
-    here, there = inside(to, side, shape), inside(corners(side, shape, row, stream + 1), side, shape)
-    fresh = bump(to, side, shape, order, row, stream + 2) * signs(channels, row, stream + 3)[:, :, None, None]
-    fresh = _normal(fresh + _normal(delta * here, order), order)
-    part = torch.where((side == 1) & (order == 2), row.uniform(1, stream + 4)[:, 0], 1.0)[:, None, None, None]
-    held = torch.where(here, delta, torch.where(there, delta * part ** (1 / order), 0.0))
+    channels, root = shape[0], 1 / order
+    side, drawn = sides(share, shape, odd=True), row.uniforms((2, 2, 1, channels, 1), stream)
+    off = offsets(side, shape)
+    to, origin = (corners(side, shape, place) for place in drawn[:2])
+    here, there = (window(corner, off, shape) for corner in (to, origin))
+    mine, others = (theta.gather(1, places).view(-1, channels, off.shape[1], off.shape[1]) for places in (here, there))
+    once = _product(*(torch.arange(off.shape[1], device=off.device) < side[:, None],) * 2)
+    apart = once * (1 - _product(*(_within(corner[:, None] + off, first, side) for corner, first in zip(origin, to, strict=True))))
+    held = _total(_power(mine, order) * once)
+    sign = signs(drawn[3])[:, :, None, None]
+    fresh = bump(off, side, shape, order, drawn[2]) * sign + mine / (held**root).clamp_min(1e-12)
+    size = _total(_power(fresh, order) * once) ** root
+    part = torch.where((side == 1)[:, None], drawn[4], 1.0)[:, :, None, None] if order == 2 else 1.0
     left = (eps**order - torch.linalg.vector_norm(theta, order, dim=1) ** order).clamp_min(0) / channels
-    mass = (left[:, None, None, None] + _size(held, order) ** order) ** (1 / order)
+    mass = (left[:, None, None, None] + held + part * _total(_power(others, order) * apart)) ** root
     if order == 1:  # AutoAttack's: more than there is, so that the projection takes from all windows; else colour images hardly fall
         mass = mass * channels
-    return torch.where(here, fresh * mass, torch.where(there, delta * (1 - part) ** (1 / order), delta)).flatten(1)
+    given = theta.scatter(1, there, (others * (1 - part) ** root).flatten(1))
+    return given.scatter_(1, here, (fresh * (mass / size.clamp_min(1e-12))).flatten(1))
 
 
-def _size(image: Float[Tensor, "rows c h w"], order: int) -> Float[Tensor, "rows c 1 1"]:
-    """The norm per channel."""
-    size: Tensor = torch.linalg.vector_norm(image.flatten(2), order, dim=2)
-    return size[:, :, None, None]
+def _product(down: Bool[Tensor, "rows n"], across: Bool[Tensor, "rows n"]) -> Float[Tensor, "rows 1 n n"]:
+    """1 where both are, else 0. Masks of bool are avoided: torch.where takes ten times as long as a product."""
+    return down.float()[:, None, :, None] * across.float()[:, None, None, :]
 
 
-def _normal(image: Float[Tensor, "rows c h w"], order: int) -> Float[Tensor, "rows c h w"]:
-    """At norm 1 per channel, or 0."""
-    return image / _size(image, order).clamp_min(1e-12)
+def _within(place: Int[Tensor, "rows n"], first: PerRow, side: PerRow) -> Bool[Tensor, "rows n"]:
+    """Which places along one axis a window covers."""
+    return (place >= first[:, None]) & (place < (first + side)[:, None])
+
+
+def _power(image: Float[Tensor, "rows c n n"], order: int) -> Float[Tensor, "rows c n n"]:
+    return image.square() if order == 2 else image.abs()
+
+
+def _total(image: Float[Tensor, "rows c n n"]) -> Float[Tensor, "rows c 1 1"]:
+    """The sum per channel, one after another on a CPU: there n depends on the neighbours, and zeros must not regroup the sum."""
+    if image.is_cuda:
+        return image.sum((2, 3), keepdim=True)
+    for axis in (3, 2):
+        image = reduce(torch.add, image.unbind(axis))
+    return image[:, :, None, None]
 
 
 def tiled(shape: Shape, order: int, row: Row, stream: int) -> Float[Tensor, "rows c h w"]:
@@ -99,7 +128,7 @@ def tiled(shape: Shape, order: int, row: Row, stream: int) -> Float[Tensor, "row
     number = number.clamp(0, tiles - 1)
     a, b = (place.flatten() for place in torch.broadcast_tensors(a[:, None], b))
     straight, turned = table[a, b], table[b, a]
-    sign = signs(tiles * channels, row, stream).view(-1, channels, tiles)[:, :, number]
+    sign = signs(row.uniform(tiles * channels, stream)).view(-1, channels, tiles)[:, :, number]
     across = (row.uniform(tiles, stream + 1) < 0.5)[:, number]
     paved = torch.where(across, turned, straight)[:, None] * sign
     return paved.view(-1, channels, height, width)
@@ -115,11 +144,6 @@ def _paved(place: Int[Tensor, " n"], side: int, length: int) -> tuple[Int[Tensor
 
 def _pixels(shape: Shape, device: torch.device) -> tuple[Int[Tensor, " h"], Int[Tensor, " w"]]:
     return torch.arange(shape[1], device=device), torch.arange(shape[2], device=device)
-
-
-def _within(place: Tensor, side: Tensor) -> Tensor:
-    """A place in the window; outside it −1, the table's last, which holds 0."""
-    return torch.where((place >= 0) & (place < side), place, -1)
 
 
 @cache

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +13,8 @@ from rbench.attacks import losses, tree
 from rbench.attacks.noise import Row
 from rbench.attacks.pgd import Ascent, check
 from rbench.attacks.protocol import Seen
-from rbench_threats.protocol import Context, PerturbationSet
+from rbench.attacks.radii import Radii
+from rbench_threats.protocol import Context, PerturbationSet, Scale
 
 PerRow = Float[Tensor, " rows"]
 Thetas = Float[Tensor, "rows p"]
@@ -37,6 +38,20 @@ class Climb:
     interval: PerRow
 
 
+class Pace(NamedTuple):
+    """Steps to the first checkpoint, by how many each interval is shorter than the one before, and the shortest; one or (rows,) each."""
+
+    first: int | Tensor
+    shorter: int | Tensor
+    least: int | Tensor
+
+    @classmethod
+    def of(cls, steps: int) -> Pace:
+        """22 %, 3 % and 6 % of the steps, at least 1 (Croce & Hein 2020, sec. 3.2)."""
+        first, shorter, least = (max(int(part * steps), 1) for part in (0.22, 0.03, 0.06))
+        return cls(first, shorter, least)
+
+
 @dataclass(frozen=True, slots=True)
 class APGD(Ascent):
     """Auto-PGD (Croce & Hein 2020, Alg. 1): step 2 radii, momentum 0.75, halved unless 3 of 4 steps gain.
@@ -58,27 +73,42 @@ class APGD(Ascent):
         losses.known(self.loss_name)
 
     def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> Climb:
-        first = max(int(0.22 * self.steps), 1)
-        return _base_camp(space.start(ctx, row), size=2.0, until=first + 1, interval=first)  # + 1: the start is no step
+        first = Pace.of(self.steps).first
+        return base_camp(space.start(ctx, row), size=2.0, until=first + 1, interval=first)  # + 1: the start is no step
 
     def uphill(self, space: PerturbationSet, ctx: Context, row: Row, here: Thetas, grad: Thetas) -> Thetas:
         """The direction of a step, one radius long."""
         return space.steepest(ctx, grad)
 
     def step(self, space: PerturbationSet, ctx: Context, row: Row, state: Climb, seen: Seen, phase: int) -> Climb:
-        state = _noted(state, seen)
+        climb = self.climbed(space, ctx, row, noted(state, seen), seen, Pace.of(self.steps), row.step == 0)
+        return replace(climb, theta=space.project(ctx, climb.theta))
+
+    def climbed(
+        self,
+        space: PerturbationSet,
+        ctx: Context,
+        row: Row,
+        state: Climb,
+        seen: Seen,
+        pace: Pace,
+        first: Bool[Tensor, " rows"],
+        scale: Scale = 1.0,
+    ) -> Climb:
+        """One step on from what was noted, in scale times the ball; its θ is where the momentum ends, not projected yet.
+
+        first: rows that have no step to take momentum from.
+        """
         due = state.until <= 0
         stalled = ~state.halved & (state.checked_loss >= state.best_loss)
         halve = due & ((state.gains <= 0.75 * state.interval) | stalled)
         size = torch.where(halve, state.size / 2, state.size)
-        shorter = (state.interval - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))
-        interval = torch.where(due, shorter, state.interval)
+        interval = torch.where(due, (state.interval - pace.shorter).clamp_min(pace.least), state.interval)
         here, grad = _back_to_best(state, seen, halve)
-        aim = space.project(ctx, torch.addcmul(here, size[:, None], self.uphill(space, ctx, row, here, grad)))
-        share = torch.where(row.step == 0, 1.0, 0.75)[:, None]
-        there = space.project(ctx, torch.addcmul(here.lerp(aim, share), 1 - share, here - state.before))
+        aim = space.project(ctx, torch.addcmul(here, size[:, None], self.uphill(space, ctx, row, here, grad)), scale)
+        share = torch.where(first, 1.0, 0.75)[:, None]
         return Climb(
-            there,
+            torch.addcmul(here.lerp(aim, share), 1 - share, here - state.before),
             here,
             state.best,
             state.best_grad,
@@ -112,13 +142,15 @@ class APGDSparse(Ascent):
     """APGD for l1 (Croce & Hein 2021, sec. 4): steps along the largest coordinates, as many as the best place has moved, over 1.5.
 
     A step is one radius; at each checkpoint (every 4 % of the steps) it starts anew from the best place if that became 5 % sparser, else it
-    shrinks by 1.5, to a tenth at least. No momentum. Projection onto ball ∩ box is exact.
+    shrinks by 1.5, to a tenth at least. No momentum. Projection onto ball ∩ box is exact. With `outer` above 1 it climbs at shrinking radii
+    (AutoAttack's 3, 2 and 1 for outer=3), each stage by its own radius and length, from the projection of the best place before.
     """
 
     loss_name: str = "ce"
     steps: int = 100
     top: int = 9
     restarts: int = 1
+    outer: float = 1.0
 
     name: ClassVar[str] = "apgd-sparse"
     needs: ClassVar[frozenset[str]] = frozenset({"sparse", "convex"})
@@ -126,48 +158,66 @@ class APGDSparse(Ascent):
     def __post_init__(self) -> None:
         check(self.name, self.steps, self.restarts, 1.0)
         losses.known(self.loss_name)
+        self.radii.check(self.name)
+
+    @property
+    def stays_inside(self) -> bool:  # type: ignore[override]
+        """Only where no stage lies outside."""
+        return self.outer <= 1
+
+    @property
+    def radii(self) -> Radii:
+        """Its stages."""
+        return Radii(self.outer, self.steps)
 
     def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> SparseClimb:
-        theta = space.start(ctx, row)
+        theta = space.project(ctx, self.outer * space.start(ctx, row), self.outer) if self.outer > 1 else space.start(ctx, row)
         each = torch.ones_like(theta[:, 0])
-        every = max(int(0.04 * self.steps), 1)
         return SparseClimb(
             theta,
             theta.clone(),
             torch.zeros_like(theta),
             best_loss=each * -torch.inf,
-            size=each.clone(),
+            size=each * self.outer,
             share=each * 0.2,
             support=each * theta.shape[1],
-            until=each * (every + 1),
+            until=self._every(row) + 1,
         )
 
     def step(self, space: PerturbationSet, ctx: Context, row: Row, state: SparseClimb, seen: Seen, phase: int) -> SparseClimb:
         assert seen.grad is not None
+        radii, scale = self.radii, self.radii.at(row.step)
         better = seen.loss > state.best_loss
         best = tree.pick(better, state.theta, state.best)
         best_grad = tree.pick(better, seen.grad, state.best_grad)
         due = state.until <= 1
         moved = (best != 0).sum(1).float()
         sparser = due & (moved < 0.95 * state.support)
-        size = torch.where(sparser, 1.0, torch.where(due, (state.size / 1.5).clamp_min(0.1), state.size))
+        size = torch.where(sparser, scale, torch.where(due, (state.size / 1.5).maximum(0.1 * scale), state.size))
         share = torch.where(due, moved / (1.5 * best.shape[1]), state.share)
         here = tree.pick(sparser, best, state.theta)
         grad = space.free(ctx, here, tree.pick(sparser, best_grad, seen.grad))  # type: ignore[attr-defined]  # "sparse"
-        there = space.project(ctx, here + size[:, None] * space.steepest(ctx, grad, share))
+        there = here + size[:, None] * space.steepest(ctx, grad, share)
+        ends, then = radii.ends(row.step), radii.at(row.step + 1)
+        every = self._every(row._replace(step=row.step + 1))
         return SparseClimb(
-            there,
+            space.project(ctx, tree.pick(ends, best, there), then),
             best,
             best_grad,
-            torch.maximum(seen.loss, state.best_loss),
-            size,
-            share,
+            torch.where(ends, -torch.inf, torch.maximum(seen.loss, state.best_loss)),
+            size=torch.where(ends, then, size),
+            share=share,
             support=torch.where(due, moved, state.support),
-            until=torch.where(due, float(max(int(0.04 * self.steps), 1)), state.until - 1),
+            until=torch.where(ends, every + 1, torch.where(due, every, state.until - 1)),
         )
 
+    def _every(self, row: Row) -> PerRow:
+        """Steps between checkpoints at a row's stage."""
+        short, long = (float(max(int(0.04 * steps), 1)) for steps in (self.radii.each, self.steps - self.radii.inside))
+        return torch.where(row.step < self.radii.inside, short, long)
 
-def _base_camp(theta: Thetas, size: float, until: int, interval: int) -> Climb:
+
+def base_camp(theta: Thetas, size: float, until: int, interval: int) -> Climb:
     each = torch.ones_like(theta[:, 0])
     return Climb(
         theta,
@@ -185,7 +235,7 @@ def _base_camp(theta: Thetas, size: float, until: int, interval: int) -> Climb:
     )
 
 
-def _noted(state: Climb, seen: Seen) -> Climb:
+def noted(state: Climb, seen: Seen) -> Climb:
     """The state with what was seen at its place: best place, gains, one step nearer to the checkpoint."""
     assert seen.grad is not None
     better = seen.loss > state.best_loss

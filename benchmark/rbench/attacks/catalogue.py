@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rbench_core.catalogue import Entry, entries, only
+from rbench_core.catalogue import Entry, entries, only, read_toml
 from rbench_core.errors import CardError, NoAttack, UnknownName, UsageError
 from rbench_threats.spec import Call, Exact, parse, written
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 DEFAULT_PLAN = "apgd"
 GRADIENT_FREE_PLAN = "queries"  # the default for a model whose card says that it has no gradient
 NO_GRADIENT = "needs a gradient, which the model's card says it has not"
-PLAN_KEYS = ("name", "title", "summary", "source", "attacks")
-STAGE_KEYS = ("spec", "unless", "only", "start", "after")
+PLAN_KEYS = ("name", "title", "summary", "source", "pilot", "attacks")
+STAGE_KEYS = ("spec", "unless", "only", "start", "after", "rows", "close", "skip", "family", "package")
+ROWS = ("all", "close", "masked", "audit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,22 @@ class Stage:
     after: str | None = None  # only if an attack of this name ran before
     only: str | None = None  # for sets that have this capability alone
     part: int | None = None  # of a combination: the search is in this part alone, the others at rest
+    rows: str = "all"  # who meets it: all, the "close" ones, all on a "masked" model, the pilot's alone ("audit")
+    close: float = 1.0  # with rows "close": the quantile of the pilot's margins up to which an example is close
+    skip: int = 0  # of a targeted attack: so many of the nearest classes were aimed at before
+    family: str = ""  # under which the pilot counts it
 
     @property
     def foreign(self) -> bool:
         """Whether another library runs it."""
         return hasattr(self.attack, "batch")
+
+    @property
+    def aims(self) -> bool:
+        """Whether it has targets, so that the order of the classes matters."""
+        import torch
+
+        return not self.foreign and bool((self.attack.targets(torch.zeros(1, 1, dtype=torch.long)) >= 0).any())  # type: ignore[union-attr]
 
     @property
     def gradient(self) -> bool:
@@ -59,13 +72,14 @@ class Plan:
     name: str
     stages: tuple[Stage, ...]
     without: tuple[Stage, ...] = ()
+    pilot: int = 0  # images that get everything and decide for the others; 0: every image meets every stage
 
     def for_model(self, gradient: bool) -> Plan:
         """The plan for a model that has a usable gradient, or has none."""
         if gradient:
             return self
         parts = {needed: tuple(stage for stage in self.stages if stage.gradient == needed) for needed in (False, True)}
-        return Plan(self.name, parts[False], parts[True])
+        return Plan(self.name, parts[False], parts[True], self.pilot)
 
     def left_out(self, spaces: Iterable[PerturbationSet]) -> list[str]:
         """The attacks that would have tried one of these sets, had the model a gradient."""
@@ -80,8 +94,11 @@ class Plan:
         for stage in self.stages:
             row = stage.attack.record() if stage.foreign else record(stage.attack)  # type: ignore[union-attr]
             only = {} if stage.only is None else {"only": stage.only}
+            gate = {} if stage.rows == "all" else {"rows": stage.rows, "family": stage.family, "pilot": self.pilot}
+            gate |= {"close": stage.close} if stage.rows == "close" else {}
+            gate |= {"skip": stage.skip} if stage.skip else {}
             unless = list(stage.unless) if len(stage.unless) > 1 else next(iter(stage.unless), None)
-            rows.append({**row, "unless": unless, "start": stage.start, "after": stage.after, **only})
+            rows.append({**row, "unless": unless, "start": stage.start, "after": stage.after, **only, **gate})
         return rows
 
     def stages_for(self, space: PerturbationSet) -> tuple[Stage, ...]:
@@ -100,6 +117,13 @@ class Plan:
         if not any(stage.part is None for stage in chosen):
             raise NoAttack(f"plan {self.name} has no attack for {space}: {self._reasons(space)}", fix=self._instead(space))
         return tuple(chosen)
+
+    def pilots(self, space: PerturbationSet) -> bool:
+        """Whether a pilot decides which of the set's stages an example meets.
+
+        Never for a combination: its parts must meet all that they may meet alone, whatever their own pilots find.
+        """
+        return bool(self.pilot) and "blocks" not in space.capabilities and any(stage.rows != "all" for stage in self.stages_for(space))
 
     def _reasons(self, space: PerturbationSet) -> str:
         """Why no attack of the plan tries the set, each once."""
@@ -136,12 +160,29 @@ def plan_files() -> dict[str, Entry]:
     """Every plan file by name. Raises CardError for a broken one."""
     found = entries([("built in", Path(str(resources.files("rbench.attacks") / "plans")))])
     for entry in found.values():
-        only(entry.table, PLAN_KEYS, entry.path)
-        for stage in entry.table.get("attacks", []):
-            only(stage, STAGE_KEYS, entry.path)
-            if "spec" not in stage or stage.get("start", "random") not in ("random", "best"):
-                raise CardError(f"{entry.path}: stage {stage}", expected='a spec, and start "random" or "best"')
+        _check_plan(entry)
     return found
+
+
+def _check_plan(entry: Entry) -> None:
+    only(entry.table, PLAN_KEYS, entry.path)
+    pilot, stages = entry.table.get("pilot", 0), entry.table.get("attacks", [])
+    if not isinstance(pilot, int) or pilot < 0 or not stages:
+        raise CardError(f"{entry.path}: {len(stages)} attacks, pilot = {pilot!r}", expected="[[attacks]], and a whole number of pilot images")
+    for stage in stages:
+        only(stage, STAGE_KEYS, entry.path)
+        _check_stage(stage, entry)
+
+
+def _check_stage(stage: dict[str, Any], entry: Entry) -> None:
+    where = f"{entry.path}: stage {stage}"
+    if "spec" not in stage or stage.get("start", "random") not in ("random", "best"):
+        raise CardError(where, expected='a spec, and start "random" or "best"')
+    rows, close, pilot = stage.get("rows", "all"), stage.get("close"), entry.table.get("pilot", 0)
+    if rows not in ROWS or (rows == "close") != (close is not None) or not 0 < (1 if close is None else close) <= 1:
+        raise CardError(where, expected=f"rows as one of: {', '.join(ROWS)}; with close, a share of the survivors, exactly for rows = close")
+    if rows != "all" and not pilot:
+        raise CardError(where, expected="a pilot, the number of images that decide who meets the stage")
 
 
 def listing() -> list[dict[str, Any]]:
@@ -168,16 +209,15 @@ def listing() -> list[dict[str, Any]]:
 
 
 def resolve_plan(text: str) -> Plan:
-    """The plan that a name or a spec means. Raises SpecError, UnknownName."""
+    """The plan that a name, a file `FILE.toml` or a spec means. Raises SpecError, UnknownName, CardError."""
+    if text.strip().endswith(".toml"):
+        return _of_file(Path(text.strip()).expanduser())
     call = parse(text.strip())
     files = plan_files()
     if call.name in files and not (call.args or call.named):
-        return Plan(call.name, tuple(_stage(**stage) for stage in files[call.name].table["attacks"]))
+        return _of_table(call.name, files[call.name].table)
     if call.name == "plan":
-        if call.named or not call.args or not all(isinstance(part, Call) for part in call.args):
-            raise UsageError(f"plan {text[:80]!r}", expected="attacks, such as plan(apgd(loss=ce), slide(restarts=5))")
-        stages = tuple(_built(part) for part in call.args if isinstance(part, Call))
-        return Plan(f"plan({', '.join(stage.label for stage in stages)})", stages)
+        return _of_parts(call, files)
     from rbench.attacks.build import attack_names
 
     if call.name.lower() not in attack_names() and not _is_foreign(call):
@@ -188,16 +228,42 @@ def resolve_plan(text: str) -> Plan:
     return Plan(stage.label, (stage,))
 
 
+def _of_file(path: Path) -> Plan:
+    """A user's own plan; its name is the path, so that the run's command makes it again."""
+    entry = Entry(str(path), read_toml(path), path, "file")
+    _check_plan(entry)
+    return _of_table(entry.name, entry.table)
+
+
+def _of_table(name: str, table: dict[str, Any]) -> Plan:
+    """A stage whose `package` is not installed is left out, which makes the plan's questions others."""
+    there = [stage for stage in table["attacks"] if "package" not in stage or find_spec(stage["package"]) is not None]
+    stages = tuple(_stage(**{key: value for key, value in stage.items() if key != "package"}) for stage in there)
+    return Plan(name, stages, pilot=table.get("pilot", 0))
+
+
+def _of_parts(call: Call, files: dict[str, Entry]) -> Plan:
+    """`plan(first, second, ...)`: attacks, or names of plans, whose stages stand there in order."""
+    parts = [part for part in call.args if isinstance(part, Call)]
+    if call.named or not parts or len(parts) < len(call.args):
+        raise UsageError("plan(...) with other than attacks", expected="attacks or plans, such as plan(exhaustive, slide(restarts=5))")
+    inner = [
+        _of_table(part.name, files[part.name].table) if part.name in files and not (part.args or part.named) else None for part in parts
+    ]
+    whole = [plan.stages if plan is not None else (_built(part),) for plan, part in zip(inner, parts, strict=True)]
+    labels = [plan.name if plan is not None else stages[0].label for plan, stages in zip(inner, whole, strict=True)]
+    pilot = max((plan.pilot for plan in inner if plan is not None), default=0)
+    return Plan(f"plan({', '.join(labels)})", tuple(stage for stages in whole for stage in stages), pilot=pilot)
+
+
 def _is_foreign(call: Call) -> bool:
     """Whether another library runs it: `autoattack(...)`, `foolbox:NAME(...)`."""
     return call.name.partition(":")[0] in ("autoattack", "foolbox")
 
 
-def _stage(
-    spec: str, unless: str | list[str] | None = None, start: str = "random", after: str | None = None, only: str | None = None
-) -> Stage:
+def _stage(spec: str, unless: str | list[str] | None = None, family: str | None = None, **rest: Any) -> Stage:
     built, back = _built(parse(spec)), [unless] if isinstance(unless, str) else unless or []
-    return Stage(built.attack, built.spec, built.label, tuple(back), start, after, only)
+    return replace(built, unless=tuple(back), family=family or built.family, **rest)
 
 
 def _built(call: Call) -> Stage:
@@ -209,8 +275,7 @@ def _built(call: Call) -> Stage:
         foreign = from_spec(call)
         if foreign is None:
             raise UnknownName("attack", call.name, ["autoattack", "foolbox:NAME"])
-        return Stage(foreign, str(foreign), str(foreign))
+        return Stage(foreign, str(foreign), str(foreign), family=foreign.name)
     attack = build_attack(call)
-    return Stage(
-        attack, spec_of(attack), written(call.name, {key: value if isinstance(value, Exact) else value.name for key, value in call.named})
-    )
+    label = written(call.name, {key: value if isinstance(value, Exact) else value.name for key, value in call.named})
+    return Stage(attack, spec_of(attack), label, family=attack.name)  # type: ignore[attr-defined]  # every attack has one

@@ -35,8 +35,8 @@ class Random:
         if self.draws < 1 or self.restarts < 1:
             raise SpecError(f"random: draws={self.draws}, restarts={self.restarts}", expected="whole numbers of at least 1")
 
-    def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
-        return losses.targets("ce", clean, label, 1)
+    def targets(self, order: Int[Tensor, "examples others"]) -> Int[Tensor, "examples k"]:
+        return losses.targets("ce", order, 1)
 
     def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> Position:
         return Position(space.start(ctx, row))

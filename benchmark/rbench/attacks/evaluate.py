@@ -1,10 +1,11 @@
-"""One look: the model at the θ that an attack asks for. Shared by both drivers; counts every row that the model saw."""
+"""One look: the model at the θ that an attack asks for. Shared by both drivers; counts every row that the model saw, and what it took."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,7 @@ from torch import Tensor
 from rbench.attacks.losses import margin
 from rbench.attacks.noise import Row
 from rbench.attacks.protocol import Attack, Phase, Seen
+from rbench.attacks.widths import at_most
 from rbench_core.errors import ModelError
 from rbench_threats.protocol import Context, PerturbationSet
 
@@ -32,17 +34,37 @@ class OutOfMemory(Exception):
 
 @dataclass(slots=True)
 class Passes:
-    """What the model saw, in rows: padding counts in forward and backward, not in useful."""
+    """What the model saw, in rows: padding counts in forward and backward, not in useful. And wall seconds, on a CPU.
+
+    model_seconds: in the model, backward passes included; step_seconds: in what attack and set compute. The rest of a stage is the
+    engine's. On another device nobody waits for the end of a call, and both are 0.
+    """
 
     forward: int = 0
     backward: int = 0
     useful: int = 0
+    model_seconds: float = 0.0
+    step_seconds: float = 0.0
+    timed: bool = field(default=True, repr=False, compare=False)
+    _since: float = field(default=0.0, repr=False, compare=False)
 
     def add(self, other: Passes) -> None:
         """Sum up."""
         self.forward += other.forward
         self.backward += other.backward
         self.useful += other.useful
+        self.model_seconds += other.model_seconds
+        self.step_seconds += other.step_seconds
+
+    def lap(self, spent: Literal["model", "step"] | None = None) -> None:
+        """What has passed since the last lap was spent so; None: by the engine, which nobody sums up."""
+        if self.timed:
+            now = perf_counter()
+            if spent == "model":
+                self.model_seconds += now - self._since
+            elif spent == "step":
+                self.step_seconds += now - self._since
+            self._since = now
 
 
 def look(
@@ -58,20 +80,23 @@ def look(
 ) -> Seen:
     """Logits, margin, loss and, in a "gradient" phase, d loss / d θ at theta (rows, P). checked: trust no attack to stay inside."""
     passes.forward += theta.shape[0]
-    if kind == "logits":
-        with torch.no_grad():
-            logits = called(model, space.render(ctx, theta))
-            loss = attack.loss(logits, row)
+    passes.lap()
+    asked = theta.detach().requires_grad_(kind == "gradient")
+    with torch.set_grad_enabled(kind == "gradient"):
+        images = space.render(ctx, asked)
+        passes.lap("step")
+        logits = called(model, images)
+        passes.lap("model")
+        loss = attack.loss(logits, row)
+        passes.lap("step")
         grad = None
-    else:
-        asked = theta.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = called(model, space.render(ctx, asked))
-            loss = attack.loss(logits, row)
+        if kind == "gradient":
             passes.backward += theta.shape[0]
             (grad,) = gradient(loss, asked)
-        logits, loss = logits.detach(), loss.detach()
+            passes.lap("model")
+    logits, loss = logits.detach(), loss.detach()
     inside = None if attack.stays_inside and not checked else space.excess(ctx, theta) <= 0
+    passes.lap("step")
     lead = margin(logits, row.label)
     if grad is None:
         return Seen(logits, lead, loss, inside, grad, lead.isfinite())
@@ -122,13 +147,16 @@ def clean_logits(model: Model, x: Float[Tensor, "n c h w"], width: int, passes: 
         rows, batch = pending.pop(0)
         passes.forward += batch
         try:
+            passes.lap()
             with torch.no_grad():
                 logits = called(model, x[padded(rows, batch).to(x.device)]).cpu()
+            passes.lap("model")
         except OutOfMemory as error:
-            pending = [(half, batch // 2) for half in rows.split(batch // 2)] + pending if batch > 16 else pending
-            reasons.update({int(row): f"out of memory at {batch} rows: {error}" for row in rows} if batch <= 16 else {})
+            half = at_most(batch // 2)
+            pending = [(part, half) for part in rows.split(half)] + pending if half < batch else pending
+            reasons.update({int(row): f"out of memory at {batch} rows: {error}" for row in rows} if half == batch else {})
         except Crash as error:
-            pending = [(half, batch) for half in rows.split((len(rows) + 1) // 2)] + pending if len(rows) > 1 else pending
+            pending = [(part, batch) for part in rows.split((len(rows) + 1) // 2)] + pending if len(rows) > 1 else pending
             reasons.update({int(rows[0]): str(error)} if len(rows) == 1 else {})
         else:
             passes.useful += len(rows)

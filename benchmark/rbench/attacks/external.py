@@ -117,16 +117,20 @@ class AutoAttack:
         if not len(x):
             return x.clone()
         with reported(_who(self, "pyautoattack"), _smaller(self)), sealed(model, seed, x.device):
-            images = self._run(model, space, x, label, seed, classes)
+            images = self.drive(self.adversary(model, space, x, seed=seed, classes=classes), space, x, label)
         return _alike(images, x, self)
 
-    def _run(self, model: nn.Module, space: PerturbationSet, x: Tensor, label: Tensor, seed: int, classes: int) -> Tensor:
-        norm = NORMS[_norm(space)]
-        adversary = library("pyautoattack").AutoAttack(
-            model, norm=norm.capitalize(), eps=_radius(space), seed=seed, version=self.version, device=x.device
-        )
-        for part in (adversary.apgd_targeted, adversary.fab):
+    def adversary(self, model: nn.Module, space: PerturbationSet, x: Images, *, seed: int, classes: int) -> Any:
+        """The library's driver, ready for images like x."""
+        norm = NORMS[_norm(space)].capitalize()
+        driver = library("pyautoattack").AutoAttack(model, norm=norm, eps=_radius(space), seed=seed, version=self.version, device=x.device)
+        for part in (driver.apgd_targeted, driver.fab):
             part.n_target_classes = min(part.n_target_classes, classes - 1)
+        return driver
+
+    def drive(self, adversary: Any, space: PerturbationSet, x: Images, label: Labels) -> Images:
+        """The driver's run over all rows as one batch. Raises UsageError for images that its Square cannot tile."""
+        norm = NORMS[_norm(space)]
         try:
             return adversary.run_standard_evaluation(x, label, batch_size=len(x))[0]  # type: ignore[no-any-return]
         except (RuntimeError, ZeroDivisionError) as error:

@@ -33,8 +33,8 @@ class Grid:
     cycle: ClassVar[tuple[Phase, ...]] = ("logits",)
     stays_inside: ClassVar[bool] = True
 
-    def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
-        return losses.targets("margin", clean, label, 1)
+    def targets(self, order: Int[Tensor, "examples others"]) -> Int[Tensor, "examples k"]:
+        return losses.targets("margin", order, 1)
 
     def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> Place:
         points = space.points(ctx)  # type: ignore[attr-defined]  # the capability "points"

@@ -89,9 +89,17 @@ def known(name: str) -> str:
     return name
 
 
-def targets(name: str, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"], top: int) -> Int[Tensor, "examples k"]:
-    """−1 for an untargeted loss; else the `top` best other classes by clean logit, at most classes − 1."""
-    if not name.endswith("-targeted"):
-        return torch.full((clean.shape[0], 1), -1, dtype=torch.long, device=clean.device)
+def targets(name: str, order: Int[Tensor, "examples others"], top: int) -> Int[Tensor, "examples k"]:
+    """−1 for an untargeted loss; else the `top` nearest other classes. order: all of them, nearest first."""
+    return order[:, :top] if targeted(name) else torch.full_like(order[:, :1], -1)
+
+
+def targeted(name: str) -> bool:
+    """Whether a loss aims at a class."""
+    return name.endswith("-targeted")
+
+
+def by_logit(clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples others"]:
+    """The classes but the label, largest clean logit first."""
     others = clean.scatter(1, label[:, None], -torch.inf)
-    return others.argsort(dim=1, descending=True, stable=True)[:, : min(top, clean.shape[1] - 1)]
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]

@@ -55,8 +55,8 @@ class MSD:
         looks: list[Phase] = ["logits" for _ in self.members]
         return ("gradient", *looks)
 
-    def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
-        return losses.targets("ce", clean, label, 1)
+    def targets(self, order: Int[Tensor, "examples others"]) -> Int[Tensor, "examples k"]:
+        return losses.targets("ce", order, 1)
 
     def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> Fork:
         theta = torch.zeros_like(space.start(ctx, row))

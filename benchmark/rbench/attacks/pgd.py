@@ -32,8 +32,8 @@ class Ascent:
     steps: int
     loss_name: str
 
-    def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
-        return losses.targets(self.loss_name, clean, label, getattr(self, "top", 1))
+    def targets(self, order: Int[Tensor, "examples others"]) -> Int[Tensor, "examples k"]:
+        return losses.targets(self.loss_name, order, getattr(self, "top", 1))
 
     def ask(self, state: Any) -> Float[Tensor, "rows p"]:
         return state.theta  # type: ignore[no-any-return]  # every state here has one

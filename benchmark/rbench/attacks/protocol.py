@@ -53,8 +53,8 @@ class Attack(Protocol):
         """False: the engine asks `excess` before it calls a fall."""
         ...
 
-    def targets(self, clean: Float[Tensor, "examples classes"], label: Int[Tensor, " examples"]) -> Int[Tensor, "examples k"]:
-        """The rows of one example, best first; −1 and k = 1: untargeted. clean: logits of the clean images."""
+    def targets(self, order: Int[Tensor, "examples others"]) -> Int[Tensor, "examples k"]:
+        """The rows of one example, best first; −1 and k = 1: untargeted. order: the classes but the label, nearest first."""
         ...
 
     def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> State:

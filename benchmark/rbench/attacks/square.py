@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rbench.attacks import losses, tree
@@ -56,14 +57,18 @@ class RandomSearch(Ascent):
         return Searched(candidate, best, torch.where(better, seen.loss, state.best_loss))
 
     def _share(self, row: Row) -> Float[Tensor, " rows"]:
-        divisor, before = torch.ones_like(row.step), 1
-        for query, over in self.schedule:
-            divisor += (row.step > query) * (over - before)
-            before = over
-        return self.share / divisor
+        after, shares = _shares(self.schedule, self.share, row.step.device)
+        return shares[torch.bucketize(row.step, after)]
 
     def goes_on(self, state: Searched, row: Row) -> Bool[Tensor, " rows"]:
         return row.step <= self.queries
+
+
+@cache
+def _shares(schedule: Schedule, share: float, device: torch.device) -> tuple[Int[Tensor, " n"], Float[Tensor, " m"]]:
+    """The queries after which the share changes, and the share before and after each; made once, not at every query."""
+    after, divisors = zip(*schedule, strict=True)
+    return torch.tensor(after, device=device), share / torch.tensor([1, *divisors], device=device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from rbench.attacks.catalogue import Stage
 from rbench.attacks.evaluate import Crash, OutOfMemory, Passes, clean_logits
 from rbench.attacks.noise import Row, row_keys
 from rbench.attacks.referee import NO_FALL, NOT_FINITE, WIDTH, Judged, judge
-from rbench.attacks.search import WIDTHS, Best, Examples, Search
+from rbench.attacks.search import Best, Examples, Search
 from rbench.attacks.warm import StartAt
+from rbench.attacks.widths import WIDTHS, at_most
 from rbench_core.errors import ModelError
 from rbench_threats.protocol import Context, PerturbationSet
 
@@ -64,7 +65,8 @@ class Outcome:
 def part_of(examples: Examples, places: list[int]) -> Examples:
     """The examples at some places."""
     rows = torch.tensor(places, device=examples.label.device)
-    return Examples(examples.x[rows], examples.label[rows], examples.index[rows], examples.clean[rows])
+    order = None if examples.order is None else examples.order[rows]
+    return Examples(examples.x[rows], examples.label[rows], examples.index[rows], examples.clean[rows], order)
 
 
 def run_stage(
@@ -148,7 +150,7 @@ def _safely(
     if short:  # outside the handler, whose exception keeps the failed batch alive
         if width == WIDTHS[0]:
             return Outcome(errors=dict.fromkeys(range(len(examples)), short), width=width)
-        return _safely(model, space, stage, examples, beyond, seed, width // 2, progress, passes)
+        return _safely(model, space, stage, examples, beyond, seed, at_most(width // 2), progress, passes)
     whole = Outcome()
     for places in torch.arange(len(examples)).split((len(examples) + 1) // 2):
         part = part_of(examples, places.tolist())

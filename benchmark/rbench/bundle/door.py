@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rbench.bundle.receive import opened, rebuild
+from rbench.bundle.receive import Bundle, opened, rebuild
 from rbench.progress import Progress
 from rbench.verification.claim import of_snapshot, witness_files
 from rbench.verification.verify import Verified, recorded, verify, verify_claim
@@ -137,7 +137,23 @@ def merge_any(what: Path | str, *, results: Path | str | None = None) -> tuple[M
             raise UsageError(f"{path} would be merged into itself", expected="another database")
         return _merged(folder, merge, _of_database(path), witness_files(path.parent))
     with opened(path) as bundle:
+        _prove(bundle)
         return _merged(folder, add, bundle.records, bundle.archive.read)
+
+
+def _prove(bundle: Bundle) -> None:
+    """Make every certificate of a bundle again, as a proof shields an image from all attacks. Raises StoreError for one that does not hold.
+
+    A model that only the bundle's own Python can build stays as it is until `rbench verify --run-code`.
+    """
+    for run in bundle.submitted if not bundle.runs_code else ():
+        claim = of_snapshot(bundle.records, run, bundle.archive.read)
+        if not any(row.status == "certified" for _, row in claim.all_rows()):
+            continue
+        named = {"data": None, "device": "cpu", "width": None, "progress": None}
+        one = verify_claim(claim, rebuild(bundle), run.dataset_name, sample=0, seed=0, **named)  # type: ignore[arg-type]
+        if not one.record.ok:
+            raise StoreError(f"{bundle.archive.path.name}: {one.record.problems[0]}", fix="Nothing was added.")
 
 
 def _merged(

@@ -133,6 +133,10 @@ def _fault(archive: Archive, records: Snapshot) -> str | None:
                 return f"example {row.index}: a verdict outside the submitted runs, or without a seal"
     if any(stage.run not in runs or stage.question not in slices for stage in records.stages):
         return "costs of a run that is not in it"
+    if any(pilot.run not in runs or pilot.question not in slices for pilot in records.pilots):
+        return "a pilot of a run or of a question that is not in it"
+    if any(id not in runs or row.index not in slices.get(row.question, ()) for id, rows in records.curves.items() for row in rows):
+        return "a curve of a run that is not in it, or beyond its images"
     return None
 
 

@@ -185,7 +185,8 @@ def _closure(all_: Snapshot, runs: list[RunRecord]) -> Snapshot:
         for key, _ in run.questions:
             reach.setdefault(key, set()).update(range(run.first, run.first + run.n))
     verdicts = {key: [row for row in all_.verdicts[key] if row.index in indices] for key, indices in sorted(reach.items())}
-    ids = {run.id for run in runs} | {row.run for rows in verdicts.values() for row in rows}
+    pilots = [pilot for pilot in all_.pilots if pilot.question in reach]  # they decided how every row was judged
+    ids = {run.id for run in runs} | {row.run for rows in verdicts.values() for row in rows} | {pilot.run for pilot in pilots}
     kept = [_private(run, reach) for run in all_.runs if run.id in ids]
     models, datasets = {run.model for run in kept}, {run.dataset for run in kept}
     return Snapshot(
@@ -195,6 +196,8 @@ def _closure(all_: Snapshot, runs: list[RunRecord]) -> Snapshot:
         runs=kept,
         verdicts=verdicts,
         stages=[stage for stage in all_.stages if stage.run in ids and stage.question in reach],
+        pilots=pilots,
+        curves={run.id: all_.curves[run.id] for run in runs if run.id in all_.curves},
     )
 
 

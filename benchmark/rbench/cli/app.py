@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "rbench.cli.evidence",
     "submit": "rbench.cli.evidence",
     "merge": "rbench.cli.evidence",
+    "bench": "rbench.cli.benching",
     "models": "rbench.cli.listings",
     "threats": "rbench.cli.listings",
     "datasets": "rbench.cli.listings",

@@ -1,4 +1,4 @@
-"""The checks that need no attack: seals, questions, labels, the model's digest, the clean answers, every witness."""
+"""The checks that need no attack: seals, questions, labels, the model's digest, the clean answers, every witness, every proof."""
 
 from __future__ import annotations
 
@@ -268,6 +268,23 @@ def _judged(
         elif row.margin is None or abs(float(judged.margin[place]) - row.margin) > MARGIN_TOLERANCE * scale:
             fault(row, f"at the witness the margin is {float(judged.margin[place]):.4g}; the verdict says {row.margin}")
     return faults
+
+
+def check_proofs(claim: Claim, judge: Judge, found: Found) -> None:
+    """Every certificate is made again: a bound takes milliseconds, and a wrong one would hide a fall from every attack."""
+    wrong, count = [], 0
+    for place, entry in enumerate(judge.entries):
+        question = entry.record
+        proved = {index: row for index, row in claim.rows[question.key].items() if row.status == "certified"} if entry.methods else {}
+        again = judge.answer(place, sorted(proved)).verdicts if proved else {}
+        count += len(proved)
+        for index, row in proved.items():
+            if again[index].status == "certified":
+                found.proved.add((question.key, index))
+            else:
+                wrong.append(_of(question, row, f"certified was claimed; bounded again it is {again[index].status}"))
+    if count or wrong:
+        found.note("proofs", count, wrong, "certificates come out again")
 
 
 def unproved(claim: Claim, found: Found) -> list[int]:

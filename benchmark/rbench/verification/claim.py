@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rbench_core.errors import FileError
 from rbench_core.files import reason
@@ -18,7 +19,10 @@ Row = tuple[str, int]  # a question's key and an example's index
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One run. `file` gives the bytes of a witness file by its name and raises FileError; `forward` is what the run's answers cost."""
+    """One run. `file` gives the bytes of a witness file by its name and raises FileError; `forward` is what the run's answers cost.
+
+    `pilots` holds by question what its pilot found: it decided which attacks an example met, so it must decide that here.
+    """
 
     run: RunRecord
     model: ModelRecord
@@ -27,6 +31,7 @@ class Claim:
     file: Callable[[str], bytes]
     forward: int = 0
     seconds: float = 0.0
+    pilots: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def indices(self) -> range:
@@ -97,7 +102,8 @@ def of_store(store: Store, run: RunRecord) -> Claim:
     model = next(model for model in store.models() if model.digest == run.model)
     stages = [stage for question in questions for stage in store.stages(question=question.key)]
     spent = sum(stage.forward for stage in stages), sum(stage.seconds for stage in stages)
-    return Claim(run, model, questions, rows, witness_files(store.folder), *spent)
+    pilots = {pilot.question: pilot.facts for pilot in store.pilots(rows)}
+    return Claim(run, model, questions, rows, witness_files(store.folder), *spent, pilots)
 
 
 def witness_files(folder: Path) -> Callable[[str], bytes]:
@@ -124,4 +130,5 @@ def of_snapshot(records: Snapshot, run: RunRecord, file: Callable[[str], bytes])
     rows = {q.key: {row.index: row for row in records.verdicts.get(q.key, []) if run.first <= row.index < end} for q in questions}
     model = next(model for model in records.models if model.digest == run.model)
     stages = [stage for stage in records.stages if stage.question in rows]
-    return Claim(run, model, questions, rows, file, sum(stage.forward for stage in stages), sum(stage.seconds for stage in stages))
+    spent = sum(stage.forward for stage in stages), sum(stage.seconds for stage in stages)
+    return Claim(run, model, questions, rows, file, *spent, {pilot.question: pilot.facts for pilot in records.pilots})

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from rbench.api import attack_conditions, environment, load_slice, own_examples
 from rbench.attacks.catalogue import Plan
 from rbench.attacks.evaluate import Passes
-from rbench.attacks.search import WIDTHS
+from rbench.attacks.pilot import Facts
+from rbench.attacks.widths import WIDTHS, WIDTHS_SAID
 from rbench.data.dataset import Dataset
 from rbench.judging import Asked, Judge
 from rbench.models import Found as Model
@@ -27,6 +28,7 @@ from rbench.verification.checks import (
     check_clean,
     check_data,
     check_model,
+    check_proofs,
     check_questions,
     check_seals,
     check_witnesses,
@@ -97,7 +99,7 @@ def verify(
     results: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Verified:
-    """Look at a stored run again: seals, labels, digests, clean answers, every witness, and a random sample of the rest from the start.
+    """Look at a stored run again: seals, labels, digests, clean answers, every witness and proof, and a random sample of the rest.
 
     model, dataset: where the run was made from objects, or its file has moved. sample: how many of the examples that no witness decides
     are computed again (default: one in twenty, at least 8), drawn by `seed` (default: by the system's randomness, so nobody can know it
@@ -151,15 +153,17 @@ def verify_claim(
     told_width = claim.run.environment.get("width")
     rows = width or (told_width if type(told_width) is int and told_width in WIDTHS else WIDTHS[0])
     if rows not in WIDTHS:
-        raise UsageError(f"width={rows}", expected=f"one of: {', '.join(map(str, WIDTHS))}")
+        raise UsageError(f"width={rows}", expected=WIDTHS_SAID)
     ready = attacked(model.module, name=model.name, dataset=images, device=device, source=model.source, title=model.title)
     with attack_conditions(images, device), ready as wrapped:
         judge = Judge(_asked(claim, wrapped, images, spaces, plan, rows, progress))
         told |= environment(judge.asked)
+        judge.facts |= {at: Facts.from_json(claim.pilots[q.key]) for at, q in enumerate(judge.questions) if q.key in claim.pilots}
         check_model(claim, wrapped, found)
         if not found.problems:
             check_clean(claim, judge, found)
             check_witnesses(claim, spaces, images, wrapped, rows, passes, found)
+            check_proofs(claim, judge, found)
             rest = unproved(claim, found)
             chosen = sample_of(rest, sample, drawn_by, plan.block)
             drawn, open_ = len(chosen), len(rest)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from rbench_results.audit import Pool
 from rbench_results.figures import Figure, certified, join, robust, tally
 from rbench_results.records import ModelRecord, RunRecord
 from rbench_results.report import run_report
@@ -48,6 +49,8 @@ class Row:
     seconds: float
     alarms: list[str]
     standing: Standing | None = None
+    masked: list[str] = field(default_factory=list)  # of the pilots: why the gradient counts as masked, by member
+    pool: Pool | None = None  # the audits of its plan
     borrowed: int = 0  # images that fall only by a witness of another question
     counted: list[int] | None = None  # places of the slice that the figures are over; None: all
     invariance: dict[str, Any] | None = None  # of candidates with people's labels: rbench_results.invariance.figures
@@ -110,6 +113,7 @@ class Row:
                 (plural(self.counts["error"], "error"), reasons or f"No answer for {images}. They stay in n and count as not robust.")
             )
         found += [(_words(code), text) for code, text in said.items()]
+        found += [("gradient masked", text) for text in ["; ".join(self.masked)] if text]
         if self.borrowed:
             images = plural(self.borrowed, "image")
             found.append(
@@ -161,6 +165,9 @@ def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) 
         seconds=float(sum(stage.seconds for stage in stages)),
         alarms=[facts.alarms[key] for key in keys.values() if key in facts.alarms],
     )
+    pilots = {spec: facts.pilots[key] for spec, key in keys.items() if key in facts.pilots}
+    row.masked = [f"{spec}: {pilot['why']}" for spec, pilot in pilots.items() if pilot["masked"]]
+    row.pool = next((facts.pool(keys[spec]) for spec in pilots), None)
     row.asked_proof = all(facts.has_certificate(key) for key in keys.values())
     if group[2] == "invariance":
         row.invariance = run_report(facts.store, run.id)["invariance"]

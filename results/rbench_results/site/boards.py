@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rbench_results.audit import Pool
 from rbench_results.records import DatasetRecord, RunRecord
 from rbench_results.site.board_rows import Member, Row, read
 from rbench_results.site.facts import Facts
@@ -60,6 +61,11 @@ class Board:
     @property
     def plans(self) -> list[str]:
         return sorted({row.plan for row in self.rows})
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """By plan: how much it may miss, audited over all stored questions."""
+        return {row.plan: row.pool for row in sorted(self.rows, key=lambda row: row.plan) if row.pool}
 
     def standing(self, digest: str) -> tuple[int, int] | None:
         """(place, of how many) of a model among those that have a figure."""

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rbench_results.site import boards as boarding
 from rbench_results.site import charts, compare, matrix, models, overview, runs, sets, tradeoff, words
+from rbench_results.site.evidence import curve_rows
 from rbench_results.site.facts import Facts, class_name
 from rbench_results.site.output import Folder, alone
 from rbench_results.site.pictures import Picture
@@ -139,6 +140,8 @@ class Pages:
         self.folder.table(f"run-{run.slug}", runs.verdict_rows(run), data=run.report)
         self.folder.table(f"run-{run.slug}-members", runs.member_rows(run))
         self.folder.table(f"run-{run.slug}-attacks", runs.stage_rows(run))
+        if run.report["curve"]:
+            self.folder.table(f"run-{run.slug}-curve", curve_rows(run.report["curve"], run.labels))
         self._write(run.page, "run.html", run=run, facts=runs.record_of(facts, run))
 
     def tradeoff(self, page: tradeoff.Tradeoff) -> None:

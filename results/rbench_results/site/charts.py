@@ -111,13 +111,16 @@ def flow(steps: Sequence[Step], wrong: int, *, before: int = 0, bottom: float = 
     def y(images: float | int) -> float:
         return bottom - (bottom - TOP) * images / n
 
-    stood = steps[-1].entered - steps[-1].broken
-    labels = [Label(f"{wrong:,} misclassified", y(n - wrong / 2), 0.0, "t-soft")] if wrong else []
-    labels += [*_fallen(steps, y), Label(f"{stood:,} survived", y(stood / 2), 0.0, "t-head")]
-    blocks, spent = [], before / n
+    left = [steps[0].entered]  # before each step: a gated attack meets some of those that stand
     for step in steps:
-        left, right = _x(spent, total), _x(spent + step.passes / n, total)
-        blocks.append({"x": left, "w": right - left, "high": y(step.entered), "low": y(step.entered - step.broken)})
+        left.append(left[-1] - step.broken)
+    stood = left[-1]
+    labels = [Label(f"{wrong:,} misclassified", y(n - wrong / 2), 0.0, "t-soft")] if wrong else []
+    labels += [*_fallen(steps, left, y), Label(f"{stood:,} survived", y(stood / 2), 0.0, "t-head")]
+    blocks, spent = [], before / n
+    for step, high in zip(steps, left, strict=False):
+        start, end = _x(spent, total), _x(spent + step.passes / n, total)
+        blocks.append({"x": start, "w": end - start, "high": y(high), "low": y(high - step.broken)})
         spent += step.passes / n
     return Flow(
         n=n,
@@ -132,14 +135,15 @@ def flow(steps: Sequence[Step], wrong: int, *, before: int = 0, bottom: float = 
     )
 
 
-def _fallen(steps: Sequence[Step], y: Callable[[float | int], float]) -> list[Label]:
-    """The attacks that broke most are named, in the order of the chain; the others are one line."""
-    named = sorted(sorted((step for step in steps if step.broken), key=lambda s: -s.broken)[:NAMED], key=steps.index)
-    labels = [Label(f"{s.broken:,} {s.name}", y(s.entered - s.broken / 2), 0.0, "") for s in named]
-    rest = [step for step in steps if step.broken and step not in named]
+def _fallen(steps: Sequence[Step], left: Sequence[int], y: Callable[[float | int], float]) -> list[Label]:
+    """The attacks that broke most are named, in the order of the chain; the others are one line. left: images before each step."""
+    fell = [(step, y(before - step.broken / 2)) for step, before in zip(steps, left, strict=False) if step.broken]
+    named = sorted(sorted(fell, key=lambda pair: -pair[0].broken)[:NAMED], key=fell.index)
+    labels = [Label(f"{step.broken:,} {step.name}", at, 0.0, "") for step, at in named]
+    rest = [pair for pair in fell if pair not in named]
     if rest:
-        height = sum(y(s.entered - s.broken / 2) for s in rest) / len(rest)
-        labels.append(Label(f"{sum(s.broken for s in rest):,} by {len(rest)} more", height, 0.0, ""))
+        height = sum(at for _, at in rest) / len(rest)
+        labels.append(Label(f"{sum(step.broken for step, _ in rest):,} by {len(rest)} more", height, 0.0, ""))
     return labels
 
 

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
+from rbench_results.audit import Audited, Pool, audited, pool
 from rbench_results.board import contains, joined
 from rbench_results.figures import Alarm, Figure
 from rbench_results.records import (
@@ -99,6 +100,25 @@ class Facts:
     def standing(self, run: RunRecord, sources: Iterable[str]) -> Standing | None:
         """Who vouches for a figure of this run, whose verdicts come from the runs of these ids."""
         return of_runs(run, [self._by_id[id] for id in sorted(set(sources)) if id in self._by_id], self.verifications)
+
+    @cached_property
+    def audited(self) -> list[Audited]:
+        """Every question that has a pilot, with what it found."""
+        return audited(self.store)
+
+    @cached_property
+    def pilots(self) -> dict[str, dict[str, object]]:
+        """What pilots found, by question."""
+        return {question.key: pilot.facts for question, pilot in self.audited}
+
+    def pool(self, key: str) -> Pool | None:
+        """The audits of all questions of this question's plan and engine; None where it has no pilot."""
+        strangers = frozenset(run.id for run in self.runs if run.submitted is not None)
+        return pool(self.questions[key], self.audited, strangers) if key in self.pilots else None
+
+    def reach(self, key: str) -> int:
+        """The end of the slices on which runs asked the question."""
+        return max((run.first + run.n for run in self.runs if key in dict(run.questions)), default=0)
 
     @cached_property
     def stages(self) -> list[StageRecord]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rbench_results.figures import Figure
 from rbench_results.records import ModelRecord
+from rbench_results.site import curves
 from rbench_results.site.board_rows import Row
 from rbench_results.site.boards import Board
 from rbench_results.site.facts import Facts
@@ -41,6 +42,15 @@ class Model:
     rows: list[tuple[Board, Row]] = field(default_factory=list)  # every board that it stands on, its rows there
     history: list[tuple[Board, list[Run]]] = field(default_factory=list)  # boards with several runs, the newest run first
     runs: list[Run] = field(default_factory=list)  # the newest first
+
+    @property
+    def curves(self) -> list[tuple[Run, curves.Chart]]:
+        """Accuracy over eps under each set, of the newest run that has it."""
+        found: dict[tuple[str, str], tuple[Run, curves.Chart]] = {}
+        for run in self.runs:
+            for chart in run.curves:
+                found.setdefault((run.record.dataset, chart.name), (run, chart))
+        return list(found.values())
 
     @property
     def page(self) -> str:

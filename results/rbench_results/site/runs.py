@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from rbench_results.records import RunRecord, VerdictRecord, VerificationRecord
 from rbench_results.report import run_report
-from rbench_results.site import charts, pictures
+from rbench_results.site import charts, curves, pictures
+from rbench_results.site.evidence import MemberEvidence, evidence
 from rbench_results.site.facts import Facts
 from rbench_results.site.standing import Standing, columns
 from rbench_results.site.words import count, duration, plural, slug, span
@@ -33,6 +34,8 @@ class Run:
     sheet: bytes | None
     flows: list[tuple[str, charts.Flow]]
     steps: list[dict[str, Any]]
+    evidence: list[MemberEvidence]
+    curves: list[curves.Chart]
     from_others: dict[str, int]  # run id -> verdicts that this run found answered
     missing: list[int]  # images whose witness file is gone or damaged, of those that were to be shown
     standing: Standing | None
@@ -76,7 +79,7 @@ class Run:
 
 def read(facts: Facts, run: RunRecord) -> Run:
     """The run as the store has it; pictures come from its witness files."""
-    report = {**run_report(facts.store, run.id), "site": None}
+    report = {**run_report(facts.store, run.id, facts.audited), "site": None}
     name = run.id if SAFE.fullmatch(run.id) else slug(run.id)
     answers = {spec: facts.within(key, run.first, run.n) for key, spec in facts.attacks(run)}
     sheet = pictures.draw(facts.store.folder, pictures.choose(answers), f"img/run-{name}.png")
@@ -94,6 +97,8 @@ def read(facts: Facts, run: RunRecord) -> Run:
         sheet=sheet.png,
         flows=_flows(facts, run, steps, labels),
         steps=steps,
+        evidence=evidence(report, steps, labels),
+        curves=[drawn for told in report["curve"] or () if (drawn := curves.chart(labels.get(told["spec"], told["spec"]), told))],
         from_others=from_others,
         missing=sorted({verdict.index for _, verdict in sheet.missing}),
         standing=facts.standing(run, from_others),
@@ -107,36 +112,84 @@ def _origin(run: RunRecord, answers: dict[str, list[VerdictRecord]]) -> dict[str
 
 
 def _steps(report: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
-    """The attacks as they worked: the clean pass, members by how many images they were asked about, within a member the plan's order."""
-    attacks = [stage for stage in report["stages"] if stage["position"] > CLEAN_PASS]
-    first = {stage["spec"]: stage["entered"] for stage in reversed(attacks)}
-    order = {spec: at for at, spec in enumerate(labels)}
-    attacks.sort(key=lambda stage: (-first[stage["spec"]], order.get(stage["spec"], 0), stage["position"]))
-    clean = [stage for stage in report["stages"] if stage["position"] == CLEAN_PASS]
-    proofs = [stage for stage in report["stages"] if stage["position"] < CLEAN_PASS]
-    return [{**stage, "member": "all" if stage in clean else labels[stage["spec"]], **_worth(stage)} for stage in clean + proofs + attacks]
+    """The attacks as they worked: clean passes, proofs, pilots, then what every member's screens and after them its other attacks did."""
+    stages = [{**stage, "member": labels.get(stage["spec"], stage["spec"]), **_worth(stage)} for stage in report["stages"]]
+    clean = [{**stage, "member": "all"} for stage in stages if stage["position"] == CLEAN_PASS]
+    proofs = [stage for stage in stages if stage["position"] < CLEAN_PASS]
+    pilots = sorted((stage for stage in stages if stage["position"] > CLEAN_PASS and stage["pilot"]), key=_place(labels))
+    return (
+        clean
+        + proofs
+        + pilots
+        + _standing(_order([s for s in stages if s["position"] > CLEAN_PASS and not s["pilot"]], labels), report["full"])
+    )
 
 
 def _worth(stage: dict[str, Any]) -> dict[str, Any]:
     spent = stage["forward"] + stage["backward"]
-    return {
-        "standing": stage["entered"] - stage["broken"] if stage["position"] > CLEAN_PASS else None,
-        "passes": spent,
-        "price": spent / stage["broken"] if stage["broken"] else None,
-    }
+    return {"standing": None, "passes": spent, "price": spent / stage["broken"] if stage["broken"] else None}
+
+
+def _place(labels: dict[str, str]) -> Callable[[dict[str, Any]], tuple[int, int]]:
+    order = {spec: at for at, spec in enumerate(labels)}
+    return lambda stage: (order.get(stage["spec"], 0), stage["position"])
+
+
+def _order(attacks: Sequence[dict[str, Any]], labels: dict[str, str]) -> list[dict[str, Any]]:
+    """Members by how many images they were asked about, within a member the plan's order; screens of all members before anybody's rest.
+
+    A member's screens are the attacks at its beginning that every image met which stood under it.
+    """
+    members: dict[str, list[dict[str, Any]]] = {}
+    for stage in sorted(attacks, key=_place(labels)):
+        members.setdefault(stage["spec"], []).append(stage)
+    by_size = sorted(members.values(), key=lambda own: -own[0]["entered"])
+    screens = [own[: _screens(own)] for own in by_size]
+    return [stage for own in screens for stage in own] + [
+        stage for own, first in zip(by_size, screens, strict=True) for stage in own[len(first) :]
+    ]
+
+
+def _screens(own: Sequence[dict[str, Any]]) -> int:
+    """How many attacks at the beginning were met by all that still stood."""
+    for at, (one, other) in enumerate(pairwise(own), start=1):
+        if other["entered"] != one["entered"] - one["broken"]:
+            return at
+    return len(own)
+
+
+def _standing(attacks: list[dict[str, Any]], full: bool) -> list[dict[str, Any]]:
+    """With how many images stood after each: of the whole threat, or of each member where the members were asked apart."""
+    whole = not full and _chained(attacks)
+    left: dict[str, int] = {}
+    for stage in attacks:
+        who = "" if whole else stage["spec"]
+        left[who] = left.get(who, stage["entered"]) - stage["broken"]
+        stage["standing"] = left[who]
+    return attacks
+
+
+def _chained(attacks: Sequence[dict[str, Any]]) -> bool:
+    """Whether no attack met an image that had fallen to one before it."""
+    left = attacks[0]["entered"] if attacks else 0
+    for stage in attacks:
+        if stage["entered"] > left:
+            return False
+        left -= stage["broken"]
+    return True
 
 
 def _flows(facts: Facts, run: RunRecord, steps: Sequence[dict[str, Any]], labels: dict[str, str]) -> list[tuple[str, charts.Flow]]:
     """One chart for a chain of members that skip what already fell; one per member where each was asked about every image."""
-    attacks = [step for step in steps if step["position"] > CLEAN_PASS]
-    before = sum(step["passes"] for step in steps if step["position"] == CLEAN_PASS)
-    chained = all(one["standing"] >= other["entered"] for one, other in pairwise(attacks))
+    attacks = [step for step in steps if step["position"] > CLEAN_PASS and not step["pilot"]]
+    before = sum(step["passes"] for step in steps if step["position"] == CLEAN_PASS and not step["pilot"])
     specs = list(dict.fromkeys(step["spec"] for step in attacks))
-    parts = [("", specs)] if chained else [(labels[spec], [spec]) for spec in specs]
+    parts = [("", specs)] if len(specs) == 1 or (not run.full and _chained(attacks)) else [(labels[spec], [spec]) for spec in specs]
     keys = {spec: key for key, spec in facts.attacks(run)}
     found = []
     for title, part in parts:
-        wrong = {v.index for spec in part for v in facts.verdicts(keys[spec]) if v.status == "misclassified"}
+        reach = {spec: facts.reach(keys[spec]) for spec in part}  # a pilot's images may lie beyond
+        wrong = {v.index for spec in part for v in facts.verdicts(keys[spec]) if v.status == "misclassified" and v.index < reach[spec]}
         chain = [_step(step, title) for step in attacks if step["spec"] in part]
         chart = charts.flow(chain, len(wrong), before=before, bottom=charts.LOW if title else charts.TALL)
         if chart:
@@ -173,8 +226,9 @@ def member_rows(run: Run) -> list[dict[str, Any]]:
 
 def stage_rows(run: Run) -> list[dict[str, Any]]:
     """The table of attacks for the CSV."""
-    names = ("member", "spec", "position", "attack", "entered", "broken", "standing", "refused", "errors", "forward", "backward", "useful")
-    return [{name: step[name] for name in (*names, "seconds")} for step in run.steps]
+    names = ("member", "spec", "position", "pilot", "attack", "entered", "broken", "standing", "refused", "errors")
+    spent = ("forward", "backward", "useful", "seconds", "model_seconds", "step_seconds")
+    return [{name: step[name] for name in (*names, *spent)} for step in run.steps]
 
 
 def summary(run: Run) -> dict[str, Any]:

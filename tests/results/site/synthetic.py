@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from rbench_results.figures import FALLEN
-from rbench_results.records import QuestionRecord, StageRecord, VerdictRecord, VerificationRecord
+from rbench_results.records import CurveRow, QuestionRecord, StageRecord, VerdictRecord, VerificationRecord
 from rbench_results.seal import answers_digest
 from rbench_results.store import Store
-from stored import dataset, digest, model, question, run, stage, verdict
+from stored import dataset, digest, facts, model, question, run, stage, verdict
 
 HOSTILE = "<script>alert('x')</script>"
 FORMULA = '=HYPERLINK("http://example.invalid")'
@@ -117,6 +117,33 @@ class Maker:
         if record.state != "running":
             self.store.finish_run(id, state=record.state, warnings=record.warnings, seconds=12.5)
         return id
+
+    def pilot(self, run: str, spec: str, *, masked: bool = False, opened: bool = False) -> None:
+        """A pilot of eight images for one member of a run, with its stages apart from all others."""
+        record = self.store.run(run)
+        key = next(key for key, named in record.questions if named == spec)
+        fell = 5 if masked else 3
+        families = [{"family": "apgd", "entered": 8, "broken": 3}, {"family": "fab", "entered": 5, "broken": fell - 3}]
+        why = f"of 8 pilot images APGD left 5, and of these other attacks broke {fell - 3} (fab {fell - 3})"
+        given = {"families": families, "masked": masked, "why": why, "opened": opened, "late": int(opened)}
+        self.store.put_pilot(key, run, facts(range(8), standing=8 - fell, **given))
+        asked = self.store.question(key)
+        spent = [
+            stage(asked, at, run=run, pilot=True, attack=name, entered=came, broken=lost, forward=came * 90, backward=came * 80,
+                  seconds=1.25, model_seconds=0.75, step_seconds=0.25)
+            for at, (name, came, lost) in enumerate((("apgd-ce(steps=100)", 8, 3), ("fab(steps=100, top=2)", 5, fell - 3)), start=1)
+        ]  # fmt: skip
+        self.store.add_chunk(key, [], spent)
+
+    def curve(self, run: str, *, part: bool = False) -> None:
+        """The closest points of a run: where an image fell a little inside, else beyond its radius or not at all."""
+        record, rows = self.store.run(run), []
+        for key, spec in record.questions:
+            fell = self.store.answered(key)
+            for index in range(record.first, record.first + record.n // (2 if part else 1)):
+                reach = self.random.uniform(0.05, 1.0) if fell.get(index) == "broken" else self.random.uniform(1.0, 2.6)
+                rows.append(CurveRow(question=key, spec=spec, index=index, gauge=None if reach > 2.3 else reach, attack="fab"))
+        self.store.put_curve(run, rows)
 
     def answers(self, run: str) -> str:
         """The digest of what a run's verdicts say now."""
@@ -265,6 +292,12 @@ def fill(folder: Path, images: NDArray[np.float32] | None = None, labels: Sequen
     maker.run(LONG, {"linf": 0.6, "l2": 0.5, "l1": 0.5}, n=30, state="done")
     maker.run(FORMULA, {"linf": 0.6, "l2": 0.7, "l1": 0.5}, left_out=9, state="failed")
     maker.run("test-msd", {"l2": 0.8}, plan="apgd")
+    maker.pilot("t002", "linf(eps=0.3)")
+    maker.pilot("t002", "l2(eps=2)", masked=True)
+    maker.pilot("t002", "l1(eps=10)", opened=True)
+    maker.pilot(linf, "linf(eps=0.3)")
+    maker.curve("t002")
+    maker.curve(linf, part=True)
     maker.verified("t002", ok=True, confirmed=60)
     maker.verified(linf, ok=False, confirmed=3, problems=["an older one"])
     maker.verified(linf, ok=True, confirmed=57)

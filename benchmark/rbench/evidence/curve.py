@@ -1,0 +1,220 @@
+"""Accuracy over eps: for every example the smallest of twenty radii at which it is known to fall, within a budget of passes.
+
+It starts from the witnesses of the run, draws them in, looks for nearer ones with a minimum-norm attack, and then lets attacks of growing
+cost try every example just below its smallest radius, until the budget is spent. What counts as a fall at a radius is what the referee
+accepts in the set of that radius: the curve is an upper bound at each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rbench.attacks.catalogue import Stage, resolve_plan
+from rbench.attacks.evaluate import Crash, Model, OutOfMemory, Passes
+from rbench.attacks.ladder import AtLevels, Ladder
+from rbench.attacks.referee import WIDTH, judge
+from rbench.attacks.rivals import nearest_first
+from rbench.attacks.search import Examples, Search
+from rbench.attacks.stage import part_of, plain_context, run_stage
+from rbench.attacks.widths import first_width, width_for
+from rbench_core.errors import ModelError, NoAttack
+
+PART = 500  # examples that are searched together: what memory holds
+RANKING = 11  # passes per example that the order of the classes costs at most, with ten of them
+
+Thetas = Float[Tensor, "examples p"]
+Rows = Int[Tensor, " rows"]
+Levels = Int[Tensor, " examples"]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One attack over the open examples: `nearest`, in minimum-norm mode, or again and again at the level below what is known."""
+
+    spec: str
+    nearest: bool = False
+    unless: tuple[str, ...] = ()
+
+
+ROUNDS = (
+    Round("fab(steps=10, top=1)", nearest=True),
+    Round("apgd(loss=ce, steps=20)", unless=("sparse",)),
+    Round("fab(steps=30, top=3)", nearest=True),
+    Round("apgd(loss=dlr-targeted, steps=20, top=3)", unless=("sparse",)),
+)
+
+
+@dataclass(slots=True)
+class Known:
+    """Per example the closest adversarial point: its level (as many as there are levels: none), gauge, θ and attack.
+
+    floor: the level below which nobody need look, since an attack or a proof left it standing there; −1: none.
+    proved: whether it was a proof.
+    """
+
+    level: Levels
+    gauge: Float[Tensor, " examples"]
+    theta: Thetas
+    attack: list[str | None]
+    floor: Levels
+    proved: Bool[Tensor, " examples"]
+
+    def put(self, rows: Rows, level: Rows, gauge: Float[Tensor, " rows"], theta: Float[Tensor, "rows p"], attack: str | None) -> None:
+        """What was found of some examples, in place of what was known. attack None: by the same attack as before."""
+        self.level[rows], self.gauge[rows], self.theta[rows] = level, gauge, theta
+        self.floor[rows] = torch.where(self.floor[rows] < level, self.floor[rows], -1)
+        for row in rows.tolist() if attack is not None else []:
+            self.attack[row] = attack
+
+
+@dataclass(slots=True)
+class Drawing:
+    """The search for one member's curve. limit: passes, forward and backward, that it may cost; `passes`: those that it did cost."""
+
+    model: Model
+    ladder: Ladder
+    examples: Examples
+    known: Known
+    seed: int
+    width: int
+    limit: int
+    report: Callable[[str, int, int], None] = lambda said, done, total: None
+    passes: Passes = field(default_factory=Passes)
+    contradicted: set[int] = field(default_factory=set)  # proved examples with a fall inside the proof's radius, by place
+
+    def run(self) -> None:
+        """Every round that the budget has room for, in order."""
+        self._guarded(self._shrink, torch.arange(len(self.examples)))
+        for place, (stage, nearest) in enumerate(rounds(self.ladder)):
+            self.report(f"{self.ladder.space} · accuracy over eps", place, len(ROUNDS))
+            rows = self._open()
+            if not len(rows) or not self._affords(self._price(stage, len(rows))):
+                continue
+            if stage.aims:
+                self._rank()
+            self._guarded(self._nearest if nearest else self._below, rows, stage)
+
+    def _guarded(self, work: Callable[..., None], rows: Rows, *rest: Stage) -> None:
+        """Part by part; a part on which the model fails is left as it was: what is known of it holds."""
+        for part in rows.split(PART):
+            try:
+                work(part, *rest)
+            except (Crash, OutOfMemory, ModelError):
+                continue
+
+    def _open(self) -> Rows:
+        """Examples with a level between their floor and what is known."""
+        return (self.known.level - self.known.floor > 1).nonzero().squeeze(1)
+
+    def _affords(self, price: int) -> bool:
+        return self.passes.forward + self.passes.backward + price <= self.limit
+
+    def _price(self, stage: Stage, examples: int) -> int:
+        """The most that a stage can cost: every row to its end, padding, referee."""
+        attack = stage.attack
+        targets = attack.targets(self.examples.rivals[:1]).shape[1]  # type: ignore[union-attr]
+        rows, looks = examples * targets * attack.restarts, getattr(attack, "steps", 0) + 1  # type: ignore[union-attr]
+        each = sum(2 if phase == "gradient" else 1 for phase in attack.cycle)  # type: ignore[union-attr]
+        ranking = RANKING * examples if stage.aims and self.examples.order is None else 0
+        return looks * each * padded_rows(rows, self.width) + 2 * _refereed(examples) + ranking
+
+    def _rank(self) -> None:
+        if self.examples.order is None:
+            order = nearest_first(self.model, self.ladder.space, self.examples, self.width, self.passes)
+            self.examples = replace(self.examples, order=order)
+
+    def _shrink(self, rows: Rows) -> None:
+        """Bisection over levels along the projections of what is known onto smaller balls: one forward pass per example and halving."""
+        low, known = self.known.floor[rows].clone(), self.known.level
+        while len(rows) and self._affords(_refereed(len(rows))):
+            middle = (low + known[rows]) // 2
+            more = (known[rows] - low > 1) & (known[rows] < len(self.ladder))
+            rows, low, middle = rows[more], low[more], middle[more]
+            if not len(rows):
+                return
+            space, part = self._at(rows, middle)
+            theta = space.project(plain_context(space, part, self.seed), self.known.theta[rows])  # type: ignore[arg-type]
+            low = torch.where(self._judged(rows, middle, theta, None), low, middle)
+
+    def _nearest(self, rows: Rows, stage: Stage) -> None:
+        """The minimum-norm attack once per example, then its points drawn in."""
+        part = part_of(self.examples, rows.tolist())
+        search = Search(
+            self.model, self.ladder.space, stage.attack, part, spec=stage.spec, seed=self.seed, width=self.width, passes=self.passes,
+            nearest=True,
+        )  # fmt: skip
+        best = search.run()
+        contexts = [plain_context(space, part, self.seed) for space in self.ladder.sets]
+        level = self.ladder.level(contexts, best.theta)
+        level = torch.where(best.gauge.isfinite(), level, len(self.ladder))
+        nearer = (level < self.known.level[rows]).nonzero().squeeze(1)
+        if len(nearer):
+            fell = self._judged(rows[nearer], level[nearer], best.theta[nearer], stage.label)
+            self._shrink(rows[nearer][fell])
+
+    def _below(self, rows: Rows, stage: Stage) -> None:
+        """The attack at the level below what is known; who falls there is drawn in and tried again."""
+        while len(rows) and self._affords(self._price(stage, len(rows))):
+            level = self.known.level[rows] - 1
+            space, part = self._at(rows, level)
+            found = run_stage(
+                self.model, space, stage, part, seed=self.seed, width=self.width, closest={}  # type: ignore[arg-type]  # a set to them
+            )
+            self.passes.add(found.passes)
+            fell = torch.tensor(sorted(found.witnesses), dtype=torch.long, device=rows.device)
+            for place in fell.tolist():
+                witness, one = found.witnesses[place], rows[place : place + 1]
+                theta = witness.theta.to(self.known.theta)[None]
+                self._take(one, level[place : place + 1], torch.tensor([witness.gauge], device=rows.device), theta, stage.label)
+            self._shrink(rows[fell])
+            rows = rows[fell]
+            rows = rows[self.known.level[rows] - self.known.floor[rows] > 1]
+
+    def _at(self, rows: Rows, level: Rows) -> tuple[AtLevels, Examples]:
+        """The set with every example at its level, and these examples."""
+        known = self.known.level[rows] < len(self.ladder)
+        return AtLevels(self.ladder, part := part_of(self.examples, rows.tolist()), level, self.known.theta[rows], known), part
+
+    def _judged(self, rows: Rows, level: Rows, theta: Float[Tensor, "rows p"], attack: str | None) -> Bool[Tensor, " rows"]:
+        """Which θ the referee accepts as falls in the sets of their levels; those are known from now on."""
+        space, part = self._at(rows, level)
+        ctx = plain_context(space, part, self.seed)  # type: ignore[arg-type]
+        judged = judge(self.model, space, ctx, theta, part.label, self.passes, min(self.width, WIDTH))  # type: ignore[arg-type]
+        yes = judged.accepted
+        self._take(rows[yes], level[yes], judged.gauge[yes], theta[yes], attack)
+        return yes
+
+    def _take(self, rows: Rows, level: Rows, gauge: Float[Tensor, " rows"], theta: Float[Tensor, "rows p"], attack: str | None) -> None:
+        """gauge: in radii of the level's set; at most 1 is stored, since the referee's tolerance belongs to the set."""
+        wrong = self.known.proved[rows] & (level <= self.known.floor[rows])
+        self.contradicted |= set(rows[wrong].tolist())
+        self.known.put(rows, level, gauge.clamp_max(1) * self.ladder.scales(level), theta, attack)
+
+
+def rounds(ladder: Ladder) -> list[tuple[Stage, bool]]:
+    """The rounds whose attacks fit the set."""
+    found = []
+    for each in ROUNDS:
+        plan = resolve_plan(each.spec)
+        plan = replace(plan, stages=tuple(replace(stage, unless=each.unless) for stage in plan.stages))
+        try:
+            found.append((plan.stages_for(ladder.space)[0], each.nearest))
+        except NoAttack:
+            continue
+    return found
+
+
+def padded_rows(rows: int, width: int) -> int:
+    """Rows that the model sees for so many, in batches."""
+    first = first_width(rows, width)
+    whole, rest = divmod(rows, first)
+    return whole * first + (width_for(rest, first) if rest else 0)
+
+
+def _refereed(rows: int) -> int:
+    return -(-rows // WIDTH) * WIDTH

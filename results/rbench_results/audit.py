@@ -1,0 +1,147 @@
+"""What a plan that gives images up early may have missed, and whether its pilot found the gradient masked (docs/plans.md).
+
+The pilot's images got the plan's full budget. Of those that the ordinary way leaves standing, m in all, k fell to it: so of the images that
+the plan left standing elsewhere at most the exact one-sided 95 % limit of k of m would fall to the full budget too. Under a union an image
+counts that stands under every member whose gate is closed; members share the pilot's images, so their late falls are one sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rbench_results.figures import Alarm, settle, upper_limit
+from rbench_results.records import PilotRecord, QuestionRecord, RunRecord
+from rbench_results.store import Store
+
+Audited = tuple[QuestionRecord, PilotRecord]  # a question and what its pilot found
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The audits of all questions of one plan record and engine: of `rows` images left standing `missed` fell to the full budget."""
+
+    questions: int
+    rows: int
+    missed: int
+
+    @property
+    def limit(self) -> float:
+        """At most this share of what the plan leaves standing would fall, with 95 % confidence."""
+        return upper_limit(self.missed, self.rows)
+
+
+def audited(store: Store) -> list[Audited]:
+    """Every question of a store that has a pilot."""
+    pilots = {pilot.question: pilot for pilot in store.pilots()}
+    return [(question, pilots[question.key]) for question in store.questions() if question.key in pilots] if pilots else []
+
+
+def pool(like: QuestionRecord, known: Iterable[Audited], strangers: frozenset[str] = frozenset()) -> Pool:
+    """The audits of all questions with the plan record and engine of this one; those of strangers' runs are left out."""
+    asked = like.plan_json, like.engine, like.precision
+    counts = [
+        pilot.facts["audit"]
+        for question, pilot in known
+        if (question.plan_json, question.engine, question.precision) == asked and pilot.run not in strangers
+    ]
+    return Pool(len(counts), sum(count["standing"] for count in counts), sum(count["missed"] for count in counts))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The pilots of one run, by the spec of the member; `pooled` is over the whole store."""
+
+    pilots: dict[str, PilotRecord]
+    pooled: Pool | None
+    rows: int  # pilot images that the ordinary way leaves standing under every member
+    missed: int
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """The pilots' images: they got everything, so nothing of them was missed."""
+        return frozenset(index for pilot in self.pilots.values() for index in pilot.facts["indices"])
+
+    @property
+    def gated(self) -> dict[str, PilotRecord]:
+        """The members that give images up; where a late fall opened the gate, every image met everything, and nothing is missed."""
+        return _gated(self.pilots)
+
+    def audit(self, joined: Mapping[int, str | None], members: Mapping[str, Mapping[int, str | None]]) -> dict[str, Any] | None:
+        """The bounds in points of robust accuracy, null while an image is unanswered; pooled, null where all audits are strangers'.
+
+        Statuses by index, joined and by member.
+        """
+        if self.pooled is None:
+            return None
+        left = [index for index, status in joined.items() if status == "survived" and index not in self.indices]
+        whole = None not in joined.values() and len(joined) > 0
+        asked = sum(members[spec].get(index) != "certified" for spec in self.gated for index in left)
+        pooled = {"questions": self.pooled.questions, "rows": self.pooled.rows, "missed": self.pooled.missed}
+        return {
+            "rows": self.rows,
+            "missed": self.missed,
+            "bound": _points(upper_limit(self.missed, self.rows), len(left) if self.gated else 0, len(joined)) if whole else None,
+            "members": [{"spec": spec, **_counts(pilot)} for spec, pilot in self.pilots.items()],
+            "pooled": {
+                **pooled,
+                "limit": self.pooled.limit,
+                "bound": _points(self.pooled.limit, asked, len(joined)) if whole and self.pooled.questions else None,
+            },
+        }
+
+    def masking(self) -> list[dict[str, Any]] | None:
+        """What the detector said of each member, and what every family of attacks broke in the pilot; null where there was none."""
+        told = ("masked", "why", "opened", "late", "families", "cost")
+        return [{"spec": spec, **{name: pilot.facts[name] for name in told}} for spec, pilot in self.pilots.items()] or None
+
+
+def _gated(pilots: Mapping[str, PilotRecord]) -> dict[str, PilotRecord]:
+    return {spec: pilot for spec, pilot in pilots.items() if not pilot.facts["opened"]}
+
+
+def _points(limit: float, images: int, n: int) -> float:
+    """At most this many points of robust accuracy, when of `images` among n at most the share `limit` was missed."""
+    return min(100 * limit * images / n, 100.0)
+
+
+def _counts(pilot: PilotRecord) -> dict[str, int]:
+    return {"rows": pilot.facts["audit"]["standing"], "missed": pilot.facts["audit"]["missed"]}
+
+
+def evidence_of(store: Store, run: RunRecord, known: Sequence[Audited] | None = None) -> Evidence:
+    """The pilots that answered a run's questions. known: `audited(store)`, where somebody has it."""
+    known = audited(store) if known is None else known
+    asked = dict(run.questions)
+    own = {asked[question.key]: (question, pilot) for question, pilot in known if question.key in asked}
+    pilots = {spec: own[spec][1] for _, spec in run.questions if spec in own}
+    if not pilots:
+        return Evidence({}, None, 0, 0)
+    strangers = frozenset(other.id for other in store.runs() if other.submitted is not None)
+    pooled = pool(next(question for question, _ in own.values()), known, strangers)
+    rows, missed = _together(store, run, pilots)
+    return Evidence(pilots, pooled, rows, missed)
+
+
+def _together(store: Store, run: RunRecord, pilots: Mapping[str, PilotRecord]) -> tuple[int, int]:
+    """(m, k) of all members together; of several members the late falls add up, at worst those of different images."""
+    pilots = _gated(pilots) or pilots
+    counts = [_counts(pilot) for pilot in pilots.values()]
+    missed = sum(count["missed"] for count in counts)
+    if len(counts) == 1:
+        return counts[0]["rows"], missed
+    images = {index for pilot in pilots.values() for index in pilot.facts["indices"]}
+    keys = {key: spec for key, spec in run.questions if spec in pilots and store.question(key).spec == spec}  # no proof of another ball
+    found: dict[int, dict[str, list[str]]] = {index: {spec: [] for spec in pilots} for index in images}
+    for key, index, status in store.statuses(keys, at=images):
+        found[index][keys[key]].append(status)
+    stand = [{_settled(statuses) for statuses in members.values()} for members in found.values()]
+    return sum(settled <= {"survived", "certified"} and "survived" in settled for settled in stand) + missed, missed
+
+
+def _settled(statuses: Sequence[str]) -> str | None:
+    try:
+        return settle(statuses)
+    except Alarm:
+        return "broken"
