@@ -59,6 +59,7 @@ def evaluate(
     device: str = "cpu",
     width: int | None = None,
     full: bool = False,
+    eps_curve: bool = False,
     witnesses: str = "all",
     results: Path | str | None = None,
     data: Path | str | None = None,
@@ -71,8 +72,8 @@ def evaluate(
 
     model: a zoo name, `FILE.py:FACTORY`, or a module on images in [0, 1]. dataset: a name, (x, y) or a DataLoader; default: the card's.
     n: the first n examples, "all", or the data set's default; not for a threat that brings its own examples. certify: "auto" (every
-    bound there is, where the set is a box), "none", or one method. plan: `apgd`, or `queries` where the card says gradient = false. eps
-    replaces the radius of a single ball. request: what else the run's record says of how it was asked, JSON-able. The same question
+    bound there is, where the set is a box), "none", or one method. plan: `standard`, or `queries` where the card says gradient = false. eps
+    replaces the radius of a single ball. eps_curve: also the accuracy at 20 radii around the asked one (docs/eps-curve.md). request: what else the run's record says of how it was asked, JSON-able. The same question
     asked again is answered from the store under `results` (default: RBENCH_RESULTS or the user's data folder). Raises RbenchError.
     """
     started = time.perf_counter()
@@ -122,6 +123,7 @@ def evaluate(
             run,
             progress.update if progress is not None else _silent,
             methods,
+            eps_curve,
         )
         runner = Runner(asked, store)
         words = {key: value for key, value in (("model", model), ("dataset", named)) if isinstance(value, str)}
@@ -342,7 +344,7 @@ def _command(asked: Asked, model: str | nn.Module, dataset: Any, threat: str, ep
         words += ["--n", str(asked.n)] if sliced else []
         words += ["--plan", asked.plan.name] + (["--certify", certify] if certify != "auto" else [])
         words += ["--seed", str(asked.seed), "--device", str(asked.model.device), "--width", str(asked.width)]
-        return shlex.join([*words, *(["--full"] if asked.full else [])])
+        return shlex.join([*words, *(["--full"] if asked.full else []), *(["--eps-curve"] if asked.curve else [])])
     given = repr(model) if isinstance(model, str) else asked.model.name
     on = repr(dataset) if isinstance(dataset, str) else "(x, y)"
     values = {
@@ -353,6 +355,7 @@ def _command(asked: Asked, model: str | nn.Module, dataset: Any, threat: str, ep
         "plan": asked.plan.name,
         "seed": asked.seed,
         "full": asked.full,
+        **({"eps_curve": True} if asked.curve else {}),
     }
     return f"rbench.evaluate({given}, dataset={on}, {', '.join(f'{key}={value!r}' for key, value in values.items())})"
 

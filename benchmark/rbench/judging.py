@@ -47,6 +47,7 @@ class Asked:
     run: str
     report: Callable[[str, int, int], None]
     certify: tuple[str, ...] = ()  # methods, the cheapest first; none: no certificates
+    curve: bool = False  # accuracy over eps after the verdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ class Judge:
         standing.still = [index for index in standing.still if index not in proved]
         self._survive(entry, standing)
         cost = {name: value - spent[name] for name, value in self._spent().items()}
-        self.facts[place] = log.facts(proved, {**cost, "seconds": time.perf_counter() - started})
+        self.facts[place] = log.facts(proved, {**cost, "seconds": time.perf_counter() - started}, open_=self.asked.plan.opens)
         standing.stages = [replace(row, pilot=True) for row in standing.stages]
         return standing
 
@@ -224,7 +225,9 @@ class Judge:
         stage = entry.stages[standing.position]
         standing.position += 1
         none = (math.inf,)
-        rows = [i for i in standing.still if facts is None or facts.lets(stage, standing.closest.get((stage.part, i), none)[0])]
+        own = () if facts is None else facts.indices  # the pilot's images meet everything, whoever asks about them again
+        margins = {i: standing.closest.get((stage.part, i), none)[0] for i in standing.still}
+        rows = [i for i, margin in margins.items() if facts is None or i in own or facts.lets(stage, margin)]
         left = set(self._stage(entry, stage, standing.position, rows, standing)) if rows else set()
         away = set(rows) - left
         standing.still = [index for index in standing.still if index not in away]

@@ -12,7 +12,7 @@ from rbench_results.records import QuestionRecord
 from rbench_results.seal import question_key
 from rbench_threats.protocol import PerturbationSet
 
-ENGINE = "1"  # of the attacks, the engine and the referee: another version is another question
+ENGINE = "2"  # of the attacks, the engine and the referee: another version is another question
 BOUNDS = "1"  # of the certificates
 PRECISION = "float32"
 

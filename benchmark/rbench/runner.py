@@ -45,6 +45,10 @@ class Runner:
             done += sum(index < self.asked.n for index in indices)
             self.asked.report("verdicts", done, self.asked.n)
             self.judge.clean.clear()
+        if self.asked.curve:
+            from rbench.evidence.curves import draw
+
+            draw(self)
         self._late_warnings()
 
     def _pilots(self, known: list[dict[int, str]]) -> None:

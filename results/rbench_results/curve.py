@@ -15,6 +15,7 @@ from rbench_results.records import CurveRow
 
 STEPS = 20
 RADII = tuple(Fraction(2 * step, STEPS) for step in range(STEPS + 1))  # in radii of the set: 0, then 20 up to twice the asked one
+STAGE = 1000  # the position of a curve's cost among the stages of its question: behind every attack of a plan
 SLACK = 1e-6  # relative: a point on the surface of a ball may measure so much more than its radius
 
 

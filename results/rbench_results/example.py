@@ -14,6 +14,7 @@ from typing import Any
 
 from rbench_core.errors import FileError, UsageError
 from rbench_core.files import atomic_write
+from rbench_results.curve import STAGE
 from rbench_results.records import QuestionRecord, RunRecord, StageRecord, VerdictRecord
 from rbench_results.report import run_report
 from rbench_results.site import pictures
@@ -117,7 +118,7 @@ def _head(
 def _tried(store: Store, key: str, verdict: VerdictRecord) -> list[StageRecord]:
     """The stages of the example's own way: the pilot's for one of its images, else all others."""
     pilot = verdict.index in (store.pilot(key) or {"indices": ()})["indices"]
-    return [stage for stage in store.stages(run=verdict.run, question=key) if stage.pilot == pilot]
+    return [stage for stage in store.stages(run=verdict.run, question=key) if stage.pilot == pilot and stage.position != STAGE]
 
 
 def _entry(question: QuestionRecord, verdict: VerdictRecord, stages: Sequence[StageRecord]) -> dict[str, Any]:

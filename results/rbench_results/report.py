@@ -2,7 +2,8 @@
 
 It speaks of the run's own questions over the run's own slice, with raw verdicts; what other questions prove about them is the board's.
 `cost` and `stages` add up all passes ever spent on these questions, in whichever run and slice, since that is what the figures rest on and
-an answer taken from the store would otherwise look free; `cost["this_run"]` is what this run itself spent, `cost["pilot"]` what pilots did.
+an answer taken from the store would otherwise look free; `cost["this_run"]` is what this run itself spent, `cost["pilot"]` what pilots
+    did, `cost["curve"]` what the accuracy over eps took.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from rbench_results.audit import Audited, evidence_of
-from rbench_results.curve import curve
+from rbench_results.curve import STAGE, curve
 from rbench_results.figures import FALLEN, Alarm, Figure, certified, join, robust, settle, tally
 from rbench_results.invariance import figures
 from rbench_results.records import RunRecord, StageRecord, VerdictRecord
@@ -224,7 +225,11 @@ def _costs(store: Store, run: RunRecord) -> dict[str, Any]:
         )
         for name in ADDED_UP:
             entry[name] = entry.get(name, 0) + getattr(stage, name)
-    parts = {"this_run": [stage for stage in stages if stage.run == run.id], "pilot": [stage for stage in stages if stage.pilot]}
+    parts = {
+        "this_run": [stage for stage in stages if stage.run == run.id],
+        "pilot": [stage for stage in stages if stage.pilot],
+        "curve": [stage for stage in stages if stage.position == STAGE],
+    }
     return {"cost": {**_sum(stages), **{name: _sum(part) for name, part in parts.items()}}, "stages": list(summed.values())}
 
 

@@ -59,7 +59,7 @@ def searched(net: Any, space: PerturbationSet, attack: Attack, examples: Example
 
 
 def by_hand(net: nn.Module, space: PerturbationSet, attack: Attack, examples: Examples) -> Tensor:
-    """The smallest margin of every example inside the set, by running each of its rows to the end without an engine, 16 copies at a time."""
+    """The smallest margin of every example inside the set, by running each of its rows to the end without an engine."""
     targets = attack.targets(examples.rivals)
     best = torch.full((len(examples),), torch.inf)
     for restart in range(attack.restarts):
@@ -306,7 +306,7 @@ class Dawdles(PGD):
     """Takes its time over a step."""
 
     def step(self, space: Any, ctx: Any, row: Row, state: Position, seen: Any, phase: int) -> Position:
-        time.sleep(0.002)
+        time.sleep(0.01)
         return super().step(space, ctx, row, state, seen, phase)
 
 
@@ -343,7 +343,7 @@ def test_widths_fit_the_tasks() -> None:
     assert [first_width(tasks, 64) for tasks in (1, 64, 65, 89, 1000)] == [16, 64, 40, 48, 64]
     assert [at_most(width) for width in (8, 31, 32, 5000)] == [16, 24, 32, 2048]
     assert all(width >= 15 for width in WIDTHS), "below 15 rows logits change in their last bits"
-    assert all(fits <= rows * (9 / 8 if rows >= 64 else 5 / 4) for rows, fits in pairwise(WIDTHS[2:])), "a fifth of padding at most, and an eighth from 64 on"
+    assert max(wider / width for width, wider in pairwise(WIDTHS) if width >= 64) <= 9 / 8, "more than a ninth of padding"
 
 
 @pytest.mark.parametrize("count", [65, 89, 131])
@@ -370,19 +370,19 @@ def test_a_tail_narrows_with_the_rows_that_are_left() -> None:
 
 
 class Nears(PGD):
-    """A black image gets brighter by 0.01 a look, or at the last look by 2, which no image is."""
+    """A black image, brighter by 0.1, 0.09, … and at the last look darker than black by 0.007, which no image is."""
 
     def begin(self, space: Any, ctx: Any, row: Row) -> Position:
         return Position(torch.full_like(ctx.lower, 0.1))
 
     def step(self, space: Any, ctx: Any, row: Row, state: Position, seen: Any, phase: int) -> Position:
-        return Position(torch.where((row.step == self.steps - 1)[:, None], -2.0, state.theta - 0.01 * (1 + row.restart)[:, None]))
+        return Position(torch.where((row.step == self.steps - 1)[:, None], -0.007, state.theta - 0.01 * (1 + row.restart)[:, None]))
 
 
 @pytest.mark.parametrize("radius", ["0.05", "0.005"])
 def test_minimum_norm_mode_keeps_the_nearest_fall(radius: str) -> None:
-    """Brighter than 0.005 is a fall: of 0.1, 0.09, … the nearest is 0.01, whatever the radius; all rows run to their end."""
-    best, search = searched(brightened, Linf(radius), Nears(steps=10, restarts=2), black(20), nearest=True)
+    """More than 0.005 either way is a fall: of 0.1, 0.09, … the nearest is 0.01, whatever the radius; all rows run to their end."""
+    best, search = searched(lambda x: brightened(x.abs()), Linf(radius), Nears(steps=10, restarts=2), black(20), nearest=True)
     torch.testing.assert_close(best.gauge, torch.full((20,), 0.01 / float(radius)))
     torch.testing.assert_close(best.theta, torch.full((20, 64), 0.01))
     assert (best.margin < 0).all()
@@ -396,16 +396,18 @@ def test_minimum_norm_mode_keeps_the_nearest_fall(radius: str) -> None:
 
 def test_seconds_are_the_models_the_steps_and_the_engines() -> None:
     """A model that takes its time, and a step that does: each is counted where it was spent, and no more than there was."""
-    net, began = curved_net(SMALL), time.perf_counter()
+    net = curved_net(SMALL)
 
     def slow(x: Tensor) -> Any:
-        time.sleep(0.004)
+        time.sleep(0.02)
         return net(x)
 
-    _, search = searched(slow, LINF, Dawdles(steps=10), examples_of(net, count=16))
+    searched(slow, LINF, Dawdles(steps=1), examples_of(net, count=16))  # what a first call costs is not the point
+    began = time.perf_counter()
+    _, search = searched(slow, LINF, Dawdles(steps=5), examples_of(net, count=16))
     spent = time.perf_counter() - began
-    assert search.passes.model_seconds > 11 * 0.004
-    assert search.passes.step_seconds > 11 * 0.002
+    assert search.passes.model_seconds > 6 * 0.02
+    assert search.passes.step_seconds > 6 * 0.01
     assert search.passes.model_seconds + search.passes.step_seconds < spent
 
 

@@ -213,7 +213,10 @@ def test_the_move_is_autoattacks(order: int, shape: tuple[int, int, int]) -> Non
     found = squares.shifted(theta, shape, share, eps, order, row, 4).view(-1, *shape)
     side = squares.sides(share, shape, odd=True)
     first, second = (squares.corners(side, shape, row.uniform(2, stream)) for stream in (4, 5))
-    eta = squares.bump(squares.offsets(side, shape), side, shape, order, row.uniform(1, 6)) * squares.signs(row.uniform(c, 7))[:, :, None, None]
+    eta = (
+        squares.bump(squares.offsets(side, shape), side, shape, order, row.uniform(1, 6))
+        * squares.signs(row.uniform(c, 7))[:, :, None, None]
+    )
     for i, delta in enumerate(theta.view(-1, *shape).clone()):
         s = int(side[i])
         (top, left), (top2, left2) = ([int(corner[i]) for corner in corners] for corners in (first, second))

@@ -17,8 +17,8 @@ import rbench.runner
 from laws.nets import digit_net, digits, right_examples
 from laws.runs import Statuses, run, statuses, stored
 from rbench.attacks.catalogue import resolve_plan
-from rbench.attacks.widths import WIDTHS
 from rbench.attacks.stage import part_of, run_stage
+from rbench.attacks.widths import WIDTHS
 from rbench_results.store import Store
 from rbench_threats.catalogue import build
 from rbench_threats.spec import parse

@@ -20,6 +20,7 @@ from rbench.attacks.catalogue import DEFAULT_PLAN, Plan, Stage, resolve_plan
 from rbench.attacks.pgd import PGD, TopK
 from rbench.attacks.protocol import Attack
 from rbench.attacks.search import Examples
+from rbench.attacks.sigma_zero import SigmaZero
 from rbench.attacks.square import SparseRS, Square
 from rbench.attacks.stage import part_of, run_stage
 from rbench_threats.catalogue import build
@@ -37,7 +38,13 @@ FACTORS: dict[tuple[str, str], float | None] = {
     ("apgd", "linf"): 1.01,
     ("apgd", "l2"): 1.01,
     ("apgd-sparse", "l1"): 1.02,
+    ("apgd-shrinking", "linf"): 1.01,
+    ("apgd-shrinking", "l2"): 1.01,
+    ("apgd-shrinking", "l1"): None,
     ("slide", "l1"): 1.01,
+    ("fab", "linf"): 1.01,
+    ("fab", "l2"): 1.01,
+    ("fab", "l1"): 1.01,
     ("pgd", "l1"): None,  # a dense l1 step moves one value, also against the wall: 75 % with the box active, at any radius; in no plan
     ("apgd", "l1"): None,
     ("random", "linf"): None,  # no search: so many draws
@@ -53,7 +60,10 @@ SQUARE = {"linf": (1000, 1.05, 1.0), "l2": (2000, 1.05, 1.0), "l1": (3000, 1.1, 
 TARGETED = {
     "pgd(steps=40, loss=margin-targeted)": {"linf": (1.01, 1.0), "l2": (1.02, 1.0)},
     "apgd(steps=100, loss=dlr-targeted)": {"linf": (1.01, 1.0), "l2": (1.01, 1.0)},
+    "apgd-shrinking(steps=40, loss=margin-targeted)": {"linf": (1.01, 1.0), "l2": (1.01, 1.0)},
+    "fab(steps=30)": {"linf": (1.01, 1.0), "l2": (1.01, 1.0), "l1": (1.01, 1.0)},
     "apgd-sparse(steps=100, loss=margin-targeted)": {"l1": (1.05, 1.0)},
+    "apgd-sparse(steps=60, loss=margin-targeted, outer=16)": {"l1": (1.05, 1.0)},
     "apgd-sparse(steps=100, loss=dlr-targeted)": {"l1": (1.05, 0.9)},
 }
 # The whole default plan: (factor, share of the images).
@@ -152,7 +162,7 @@ def test_fewest_pixels(shape: tuple[int, int, int], classes: int, pixels: int) -
     net, affine = truth.linear(shape, classes, 3)
     examples = truth.pixels_apart(affine, net, pixels, 24, 7, shape)
     assert len(examples) == 24
-    for attack in (TopK(restarts=5), SparseRS(queries=1000)):
+    for attack in (TopK(restarts=5), SparseRS(queries=1000), SigmaZero(restarts=5)):
         assert fallen(net, L0(pixels - 1), attack, examples) == 0
         assert fallen(net, L0(pixels), attack, examples) >= 0.9 * len(examples)
         assert fallen(net, L0(pixels + 1), attack, examples) == len(examples)

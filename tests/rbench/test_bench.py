@@ -21,7 +21,7 @@ from rbench.bench.compare import against, compared, disagreements, masking
 from rbench.bench.markdown import markdown
 from rbench.bench.meter import Meter
 from rbench.bench.run import Pair, bench, prepared
-from rbench.bench.sides import Row, Side
+from rbench.bench.sides import CLEAN, REST, Row, Side
 from rbench.bench.suite import pairs_of, read_lines, run_suite, suites
 from rbench.bench.text import result_text, totals_text
 from rbench.bench.totals import surprises, totals
@@ -256,10 +256,19 @@ def test_a_plan_answers_as_in_rbench_run_and_the_meter_sees_more_than_it_says(tm
     assert mine["total"]["forward"] > report.data["cost"]["forward"]  # the probe's passes too
     assert mine["total"]["backward"] > report.data["cost"]["backward"]
     assert next(row for row in mine["attacks"] if row["attack"] == "apgd(steps=5)")["entered"] == N - len(mine["fell"].keys() - broken)
+    assert {row["attack"] for row in mine["attacks"]} == {CLEAN, "apgd(steps=5)", REST}  # no certificates
     text = result_text(json.loads(json.dumps(result, allow_nan=False)))
     assert max(map(len, text.splitlines())) <= 100
     assert "no certificates" in text
     assert "µs/pass" in text
+
+
+@pytest.mark.usefixtures("cheap")
+def test_certificates_are_asked_where_wanted_and_what_they_prove_is_not_attacked() -> None:
+    result = bench(Pair("digits-ibp", "linf(eps=0.02)", (PLAN,), n=N, rounds=1, certify="auto"))
+    rows = {row["attack"]: row["entered"] for row in result["sides"][1]["attacks"]}
+    assert rows[next(name for name in rows if name.startswith("bounds"))] > rows.get("apgd(steps=5)", 0)
+    assert "no certificates" not in result_text(result)
 
 
 @pytest.mark.usefixtures("cheap")
@@ -270,6 +279,7 @@ def test_the_pilot_is_told_apart(tmp_path: Path) -> None:
     result = bench(Pair(MODEL, SET, (str(plan),), n=N, rounds=1, width=64))
     attacks = result["sides"][1]["attacks"]
     assert {row["attack"] for row in attacks if row["pilot"] and row["entered"]} == {"clean pass", "apgd(steps=3)", "apgd(steps=5)"}
+    assert {row["attack"] for row in attacks if not row["pilot"] and row["entered"]} >= {"clean pass", "apgd(steps=3)"}
     assert result["plans"][0]["pilot_cpu"] > 0
     assert result["plans"][0]["detected"] in ("honest", "masked")
     assert "the pilot" in result_text(result)

@@ -23,6 +23,7 @@ from rbench_results.database import FILE
 from rbench_results.records import QuestionRecord, VerdictRecord
 from rbench_results.seal import question_key, sealed
 from rbench_results.store import Store
+from stored import facts
 
 NET = """
 import pathlib
@@ -181,6 +182,61 @@ def test_proofs_travel_and_are_computed_again(tmp_path: Path, command: Command) 
     assert "verified on 60 of 60" in checked.out, checked.out + checked.err
     assert command("merge", bundle, "--results", there).code == 0
     assert json.loads(command("show", "latest", "--json", "--results", there).out)["certified"] == proved
+
+
+def test_a_false_proof_is_found_before_it_is_merged(tmp_path: Path, command: Command) -> None:
+    """Of a model that needs no code of the bundle; a proof would keep every attack away from the image."""
+    asked = ("--threat", "linf(eps=0.03)", "--n", "40", "--plan", "pgd(steps=3)", "--results", tmp_path / "results")
+    assert command("run", "--model", "digits-linf-at", *asked).code == 0
+    assert command("submit", "digits-linf-at", "--name", "proved", *ABOUT, "--out", tmp_path, *asked[-2:]).code == 0
+    bundle, there = tmp_path / "proved.rbench.zip", ("--results", tmp_path / "there")
+    assert command("merge", bundle, "--results", tmp_path / "honest").code == 0
+
+    def claimed(record: dict[str, Any]) -> None:
+        (key,) = (question["key"] for question in record["questions"] if question["kind"] == "certificate")
+        assert {row["status"] for row in record["verdicts"][key]} == {"certified", "open"}
+        next(row for row in record["verdicts"][key] if row["status"] == "open").update(status="certified")
+
+    repacked(bundle, told(claimed))
+    one_line(command("merge", bundle, *there), 1, "certified was claimed; bounded again it is open")
+    checked = command("verify", bundle, "--sample", "0", *there)
+    assert checked.code == 1
+    assert "bounded again it is open" in checked.out
+
+
+GATED = """
+pilot = 12
+
+[[attacks]]
+spec = "pgd(steps=3)"
+
+[[attacks]]
+spec = "pgd(steps=10, restarts=2)"
+rows = "close"
+close = 0.3
+
+[[attacks]]
+spec = "square(queries=10)"
+rows = "audit"
+"""
+
+
+def test_pilots_travel_and_decide_there_as_here(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "gated.toml").write_text(GATED)
+    model, results = f"{tmp_path / 'net.py'}:make", ("--results", tmp_path / "results")
+    asked = ("--dataset", "digits", "--threat", "linf(eps=0.04)", "--n", "60", "--plan", tmp_path / "gated.toml", "--certify", "none")
+    report = json.loads(command("run", "--model", model, *asked, "--json", *results).out)
+    assert report["audit"]["pooled"]["questions"] == 1
+    assert command("submit", model, "--name", "gated", *ABOUT, "--witnesses", "none", "--out", tmp_path, *results).code == 0
+    bundle, there = tmp_path / "gated.rbench.zip", ("--results", tmp_path / "there")
+    checked = command("verify", bundle, "--run-code", "--sample", "all", *there)
+    assert "verified on 60 of 60" in checked.out, checked.out + checked.err
+    assert command("merge", bundle, *there).code == 0
+    with Store.open(tmp_path / "results") as here, Store.open(tmp_path / "there") as other:
+        assert here.pilots() == other.pilots() != []
+    audit = json.loads(command("show", "latest", "--json", *there).out)["audit"]
+    assert audit == report["audit"] | {"pooled": {"questions": 0, "rows": 0, "missed": 0, "limit": 1.0, "bound": None}}  # a stranger's word
 
 
 # --- submitting ---------------------------------------------------------------------------------------------------------------------
@@ -349,8 +405,8 @@ def told(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, bytes]
             old, question["key"] = question["key"], ""
             question["key"] = renamed[old] = question_key(QuestionRecord(**question))
         record["verdicts"] = {renamed[key]: [fresh(renamed[key], row) for row in rows] for key, rows in record["verdicts"].items()}
-        for stage_ in record["stages"]:
-            stage_["question"] = renamed.get(stage_["question"], stage_["question"])
+        for part in [*record["stages"], *record["pilots"], *(row for rows in record["curves"].values() for row in rows)]:
+            part["question"] = renamed.get(part["question"], part["question"])
         for run in record["runs"]:
             run["questions"] = [[renamed[key], spec] for key, spec in run["questions"]]
         files["record.json"] = json.dumps(record).encode()
@@ -381,6 +437,20 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a row of somebody's run": (lambda r: rows_of(r)[0].update(run="20200101-000000-abcdef"), "outside the submitted runs"),
     "a row without a seal": (lambda r: rows_of(r)[0].update(seal=""), "without a seal"),
     "costs of somebody's run": (lambda r: r["stages"][0].update(run="20200101-000000-abcdef"), "costs of a run"),
+    "a pilot of somebody's run": (
+        lambda r: r["pilots"].append({"question": r["questions"][0]["key"], "run": "20200101-000000-abcdef", "facts": facts()}),
+        "a pilot of a run",
+    ),
+    "a pilot without facts": (
+        lambda r: r["pilots"].append({"question": r["questions"][0]["key"], "run": r["runs"][0]["id"], "facts": {"close": {}}}),
+        "expected facts with",
+    ),
+    "a curve beyond its images": (
+        lambda r: r["curves"].update(
+            {r["runs"][0]["id"]: [{"question": r["questions"][0]["key"], "spec": "", "index": 120, "gauge": 1.0}]}
+        ),
+        "a curve of a run that is not in it, or beyond its images",
+    ),
     "a proof": (lambda r: r["questions"][0].update(kind="certificate"), "a certificate by attacks"),
     "a run of the year 9999": (lambda r: r["runs"][0].update(started="9999-12-31T00:00:00+00:00"), "no run of the past"),
     "a run without a time": (lambda r: r["runs"][0].update(started="soon"), "no run of the past"),

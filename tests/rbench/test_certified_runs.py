@@ -72,11 +72,11 @@ def test_a_linear_net_leaves_no_gap(run: Run) -> None:
 
 
 def test_what_is_proved_is_not_attacked_unless_everything_is_asked(run: Run, tmp_path: Path) -> None:
-    report = run().data
+    report = run(plan="apgd").data  # a plan without a pilot, whose images would be asked apart
     attacks = [stage for stage in report["stages"] if stage["position"] > 0]
     right = sum(row["clean"] == row["label"] for row in report["verdicts"])
     assert attacks[0]["entered"] == right - report["counts"]["certified"]
-    whole = run(full=True, results=tmp_path / "full").data
+    whole = run(plan="apgd", full=True, results=tmp_path / "full").data
     assert next(stage for stage in whole["stages"] if stage["position"] > 0)["entered"] == right
     assert [row["status"] for row in whole["verdicts"]] == [row["status"] for row in report["verdicts"]]
 
@@ -153,6 +153,6 @@ def test_a_false_certificate_is_named(kind: str, run: Run, tmp_path: Path) -> No
         key = next(key for key, _ in store.run(report.run).questions if store.question(key).kind == "certificate")
         (row,) = store.verdicts(key, index, 1)
         store.add_chunk(key, [sealed(key, replace(row, status="certified", seal=""))], [])
-    again = rbench.verify(report.run, model=Linear(), sample="all", results=tmp_path / "results")
+    again = rbench.verify(report.run, model=Linear(), sample=0, results=tmp_path / "results")  # proofs are no matter of sampling
     assert not again.record.ok
     assert any(f"example {index} under" in problem for problem in again.record.problems)

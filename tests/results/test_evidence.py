@@ -126,6 +126,23 @@ def test_late_falls_and_proofs_count_where_they_must(store: Store) -> None:
     assert audit["pooled"]["bound"] == pytest.approx(100 * upper_limit(1, 6) * 1 / 4)  # and linf not
 
 
+def test_where_the_pilots_verdicts_are_not_here_the_members_bounds_add_up(store: Store) -> None:
+    """As in a bundle, which brings the verdicts of its slice and the facts of its pilots. Each holds at 97.5 %, so both hold at 95 %."""
+    store.put_pilot(LINF.key, "r1", facts((1, 2, 7, 9), standing=4))
+    audit = run_report(store, "r1")["audit"]
+    assert (audit["rows"], audit["missed"]) == (6, 0)
+    assert audit["bound"] == pytest.approx(100 * (upper_limit(0, 4, 0.975) + upper_limit(0, 2, 0.975)) / 4)
+
+
+def test_an_opened_gate_misses_nothing(store: Store) -> None:
+    store.put_pilot(L2.key, "r1", facts(PILOT, standing=3, opened=True, late=1))
+    audit = run_report(store, "r1")["audit"]
+    assert audit["bound"] == pytest.approx(100 * upper_limit(0, 4) / 4)  # of linf alone
+    store.put_pilot(LINF.key, "r1", facts(PILOT, standing=4, opened=True, late=1))
+    assert [run_report(store, "r1")["audit"][key] for key in ("bound", "missed")] == [0.0, 0]
+    assert run_report(store, "r1")["audit"]["pooled"]["bound"] == 0.0
+
+
 def test_a_single_question_is_counted_by_its_own_pilot(store: Store) -> None:
     assert run_report(store, "r2")["audit"] is None
     store.put_pilot(ALONE.key, "r2", facts(range(40, 70), standing=30))

@@ -117,6 +117,7 @@ def test_cost_counts_every_run_of_the_questions(store: Store) -> None:
     cost = run_report(store, "r1")["cost"]
     assert cost.pop("this_run") == pilot | {"forward": 1150, "backward": 97, "useful": 85, "seconds": 5.5}
     assert cost.pop("pilot") == pilot
+    assert cost.pop("curve") == dict.fromkeys(pilot, 0)
     assert cost == pilot | {"forward": 1161, "backward": 97, "useful": 85, "seconds": 5.5}
     assert run_report(store, "r2")["cost"]["this_run"] == {"forward": 11, "backward": 0, "useful": 0, "seconds": 0.0} | none
     second = run_report(store, "r2")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rbench_core.errors import SpecError
 from rbench_threats import planes, squares
+from rbench_threats.planes import Landing
 from rbench_threats.protocol import PIXEL_TOLERANCE, Row, Scale, per_row
 from rbench_threats.spec import Exact, written
 
@@ -64,7 +65,6 @@ class Additive:
         """The θ of an image that a foreign attack returned."""
         return (images - ctx.x).flatten(1)
 
-
     def boxed(self, ctx: Box, theta: Thetas) -> Thetas:
         """Cut with the image range alone: what may leave the ball comes back to an image."""
         return theta.clamp(ctx.lower, ctx.upper)
@@ -103,10 +103,9 @@ class BoxSet(Additive):
         reach = ctx.reach if ctx.reach.shape[1] == 1 else ctx.reach.gather(1, here)
         return theta.scatter(1, here, (sign * reach).clamp_(ctx.lower.gather(1, here), ctx.upper.gather(1, here)))
 
-    def to_plane(self, ctx: Reach, theta: Thetas, w: Thetas, b: Rows) -> tuple[Thetas, Thetas]:
-        """The points of {w·θ = b} in the image range that are nearest, in units of the half-widths, to theta and to 0."""
-        there, near = (planes.to_plane_box(at, ctx.lower, ctx.upper, w, b, ctx.reach) for at in (theta, torch.zeros_like(theta)))
-        return there, near
+    def to_plane(self, ctx: Reach, theta: Thetas, w: Thetas, b: Rows) -> tuple[Landing, Landing]:
+        """The points of {w·θ = b} in the image range that are nearest to theta and to 0, distances in half-widths (equal ones: in pixels)."""
+        return planes.to_plane_linf(theta, ctx.lower, ctx.upper, w, b, None if ctx.reach.shape[1] == 1 else ctx.reach)
 
     def gauge(self, ctx: Reach, theta: Thetas) -> Rows:
         """Where the half-width is 0 a value that moved is infinitely far out."""

@@ -28,7 +28,7 @@ class Contextual(BoxSet):
     budgets: Budgets
     scale: Exact | Fraction | float | int | str = 1
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "box", "convex", "portrait", "squares"})
+    capabilities: ClassVar[frozenset[str]] = frozenset({"additive", "box", "convex", "plane", "portrait", "squares"})
 
     def __post_init__(self) -> None:
         scale = Exact(self.scale)

@@ -13,6 +13,7 @@ from torch import Tensor
 from rbench_core.errors import SpecError
 from rbench_threats import planes, squares
 from rbench_threats.boxes import MOVE, Additive, Box, Linf, Rows, Thetas, shape_of
+from rbench_threats.planes import Landing
 from rbench_threats.projections import project_l1_box, project_l2_box
 from rbench_threats.protocol import NORM_TOLERANCE, PIXEL_TOLERANCE, Row, Scale
 from rbench_threats.spec import Exact, whole, written
@@ -75,10 +76,9 @@ class L2(_Norm):
     def steepest(self, ctx: Box, grad: Thetas, share: Tensor | None = None) -> Thetas:
         return _unit(grad) * float(self.eps)
 
-    def to_plane(self, ctx: Box, theta: Thetas, w: Thetas, b: Rows) -> tuple[Thetas, Thetas]:
+    def to_plane(self, ctx: Box, theta: Thetas, w: Thetas, b: Rows) -> tuple[Landing, Landing]:
         """The points of {w·θ = b} in the image range that are nearest to theta and to 0."""
-        there, near = (planes.to_plane_box(at, ctx.lower, ctx.upper, w, b, None) for at in (theta, torch.zeros_like(theta)))
-        return there, near
+        return planes.to_plane_l2(theta, ctx.lower, ctx.upper, w, b)
 
     def opening(self, ctx: Box, row: Row) -> Thetas:
         """Bumps all over the image, scaled to radius eps, cut with the box."""
@@ -129,11 +129,9 @@ class L1(_Norm):
     def free(self, ctx: Box, theta: Thetas, grad: Thetas) -> Thetas:
         return _free(ctx, theta, grad)
 
-    def to_plane(self, ctx: Box, theta: Thetas, w: Thetas, b: Rows) -> tuple[Thetas, Thetas]:
+    def to_plane(self, ctx: Box, theta: Thetas, w: Thetas, b: Rows) -> tuple[Landing, Landing]:
         """The points of {w·θ = b} in the image range that are nearest to theta and to 0."""
-        first = planes.ranked(w)
-        there, near = (planes.to_plane_box_l1(at, ctx.lower, ctx.upper, w, b, first) for at in (theta, torch.zeros_like(theta)))
-        return there, near
+        return planes.to_plane_l1(theta, ctx.lower, ctx.upper, w, b)
 
     def opening(self, ctx: Box, row: Row) -> Thetas:
         """Bumps all over the image, projected: only their peaks remain."""
@@ -204,7 +202,8 @@ class L0(Additive):
 
     def grouped(self, ctx: Box, theta: Thetas) -> Float[Tensor, "rows channels pixels"]:
         """θ by pixel: what counts once stands in one column."""
-        return theta.unflatten(1, (ctx.x.shape[1], -1))
+        columns: Tensor = theta.unflatten(1, (ctx.x.shape[1], -1))
+        return columns
 
     def thinned(self, ctx: Box, theta: Thetas, least: Rows) -> Thetas:
         """θ clipped to the image range, without the pixels of which no value moved as far as `least`."""

@@ -39,11 +39,11 @@ class Climb:
 
 
 class Pace(NamedTuple):
-    """Steps to the first checkpoint, by how many each interval is shorter than the one before, and the shortest; one or (rows,) each."""
+    """Steps to the first checkpoint, by how many each interval is shorter than the one before, and the shortest."""
 
-    first: int | Tensor
-    shorter: int | Tensor
-    least: int | Tensor
+    first: int
+    shorter: int
+    least: int
 
     @classmethod
     def of(cls, steps: int) -> Pace:
@@ -81,7 +81,8 @@ class APGD(Ascent):
         return space.steepest(ctx, grad)
 
     def step(self, space: PerturbationSet, ctx: Context, row: Row, state: Climb, seen: Seen, phase: int) -> Climb:
-        climb = self.climbed(space, ctx, row, noted(state, seen), seen, Pace.of(self.steps), row.step == 0)
+        _, shorter, least = Pace.of(self.steps)
+        climb = self.climbed(space, ctx, row, noted(state, seen), seen, shorter, least, row.step == 0)
         return replace(climb, theta=space.project(ctx, climb.theta))
 
     def climbed(
@@ -91,19 +92,20 @@ class APGD(Ascent):
         row: Row,
         state: Climb,
         seen: Seen,
-        pace: Pace,
+        shorter: int | Tensor,
+        least: int | Tensor,
         first: Bool[Tensor, " rows"],
         scale: Scale = 1.0,
     ) -> Climb:
         """One step on from what was noted, in scale times the ball; its θ is where the momentum ends, not projected yet.
 
-        first: rows that have no step to take momentum from.
+        shorter, least: of a Pace, for all rows or one each. first: rows that have no step to take momentum from.
         """
         due = state.until <= 0
         stalled = ~state.halved & (state.checked_loss >= state.best_loss)
         halve = due & ((state.gains <= 0.75 * state.interval) | stalled)
         size = torch.where(halve, state.size / 2, state.size)
-        interval = torch.where(due, (state.interval - pace.shorter).clamp_min(pace.least), state.interval)
+        interval = torch.where(due, (state.interval - shorter).clamp_min(least), state.interval)
         here, grad = _back_to_best(state, seen, halve)
         aim = space.project(ctx, torch.addcmul(here, size[:, None], self.uphill(space, ctx, row, here, grad)), scale)
         share = torch.where(first, 1.0, 0.75)[:, None]
@@ -142,8 +144,9 @@ class APGDSparse(Ascent):
     """APGD for l1 (Croce & Hein 2021, sec. 4): steps along the largest coordinates, as many as the best place has moved, over 1.5.
 
     A step is one radius; at each checkpoint (every 4 % of the steps) it starts anew from the best place if that became 5 % sparser, else it
-    shrinks by 1.5, to a tenth at least. No momentum. Projection onto ball ∩ box is exact. With `outer` above 1 it climbs at shrinking radii
-    (AutoAttack's 3, 2 and 1 for outer=3), each stage by its own radius and length, from the projection of the best place before.
+    shrinks by 1.5, to a tenth at least. No momentum. Projection onto ball ∩ box is exact. With `outer` above 1 it climbs at radii that
+    shrink, each stage by its own radius and length, from the projection of the best place before. AutoAttack's radii are 3, 2 and 1; on
+    nets that mask their gradients in l1 the geometric series from 8 and more breaks several times as many.
     """
 
     loss_name: str = "ce"

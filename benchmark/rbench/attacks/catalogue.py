@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rbench.attacks.protocol import Attack
     from rbench_threats.protocol import PerturbationSet
 
-DEFAULT_PLAN = "apgd"
+DEFAULT_PLAN = "standard"
 GRADIENT_FREE_PLAN = "queries"  # the default for a model whose card says that it has no gradient
 NO_GRADIENT = "needs a gradient, which the model's card says it has not"
-PLAN_KEYS = ("name", "title", "summary", "source", "pilot", "attacks")
+PLAN_KEYS = ("name", "title", "summary", "source", "pilot", "opens", "attacks")
 STAGE_KEYS = ("spec", "unless", "only", "start", "after", "rows", "close", "skip", "family", "package")
 ROWS = ("all", "close", "masked", "audit")
 
@@ -73,13 +73,14 @@ class Plan:
     stages: tuple[Stage, ...]
     without: tuple[Stage, ...] = ()
     pilot: int = 0  # images that get everything and decide for the others; 0: every image meets every stage
+    opens: bool = True  # whether a fall that the ordinary way would have missed opens the gate for everybody
 
     def for_model(self, gradient: bool) -> Plan:
         """The plan for a model that has a usable gradient, or has none."""
         if gradient:
             return self
         parts = {needed: tuple(stage for stage in self.stages if stage.gradient == needed) for needed in (False, True)}
-        return Plan(self.name, parts[False], parts[True], self.pilot)
+        return Plan(self.name, parts[False], parts[True], self.pilot, self.opens)
 
     def left_out(self, spaces: Iterable[PerturbationSet]) -> list[str]:
         """The attacks that would have tried one of these sets, had the model a gradient."""
@@ -97,6 +98,7 @@ class Plan:
             gate = {} if stage.rows == "all" else {"rows": stage.rows, "family": stage.family, "pilot": self.pilot}
             gate |= {"close": stage.close} if stage.rows == "close" else {}
             gate |= {"skip": stage.skip} if stage.skip else {}
+            gate |= {"opens": False} if gate and not self.opens else {}
             unless = list(stage.unless) if len(stage.unless) > 1 else next(iter(stage.unless), None)
             rows.append({**row, "unless": unless, "start": stage.start, "after": stage.after, **only, **gate})
         return rows
@@ -167,8 +169,9 @@ def plan_files() -> dict[str, Entry]:
 def _check_plan(entry: Entry) -> None:
     only(entry.table, PLAN_KEYS, entry.path)
     pilot, stages = entry.table.get("pilot", 0), entry.table.get("attacks", [])
-    if not isinstance(pilot, int) or pilot < 0 or not stages:
-        raise CardError(f"{entry.path}: {len(stages)} attacks, pilot = {pilot!r}", expected="[[attacks]], and a whole number of pilot images")
+    if not isinstance(pilot, int) or pilot < 0 or not stages or not isinstance(entry.table.get("opens", True), bool):
+        what = f"{entry.path}: {len(stages)} attacks, pilot = {pilot!r}, opens = {entry.table.get('opens', True)!r}"
+        raise CardError(what, expected="[[attacks]], a whole number of pilot images, true or false")
     for stage in stages:
         only(stage, STAGE_KEYS, entry.path)
         _check_stage(stage, entry)
@@ -239,7 +242,7 @@ def _of_table(name: str, table: dict[str, Any]) -> Plan:
     """A stage whose `package` is not installed is left out, which makes the plan's questions others."""
     there = [stage for stage in table["attacks"] if "package" not in stage or find_spec(stage["package"]) is not None]
     stages = tuple(_stage(**{key: value for key, value in stage.items() if key != "package"}) for stage in there)
-    return Plan(name, stages, pilot=table.get("pilot", 0))
+    return Plan(name, stages, pilot=table.get("pilot", 0), opens=table.get("opens", True))
 
 
 def _of_parts(call: Call, files: dict[str, Entry]) -> Plan:
@@ -253,7 +256,8 @@ def _of_parts(call: Call, files: dict[str, Entry]) -> Plan:
     whole = [plan.stages if plan is not None else (_built(part),) for plan, part in zip(inner, parts, strict=True)]
     labels = [plan.name if plan is not None else stages[0].label for plan, stages in zip(inner, whole, strict=True)]
     pilot = max((plan.pilot for plan in inner if plan is not None), default=0)
-    return Plan(f"plan({', '.join(labels)})", tuple(stage for stages in whole for stage in stages), pilot=pilot)
+    opens = all(plan.opens for plan in inner if plan is not None)
+    return Plan(f"plan({', '.join(labels)})", tuple(stage for stages in whole for stage in stages), pilot=pilot, opens=opens)
 
 
 def _is_foreign(call: Call) -> bool:

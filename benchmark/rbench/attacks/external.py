@@ -128,8 +128,8 @@ class AutoAttack:
             part.n_target_classes = min(part.n_target_classes, classes - 1)
         return driver
 
-    def drive(self, adversary: Any, space: PerturbationSet, x: Images, label: Labels) -> Images:
-        """The driver's run over all rows as one batch. Raises UsageError for images that its Square cannot tile."""
+    def drive(self, adversary: Any, space: PerturbationSet, x: Images, label: Labels) -> Tensor:
+        """What the driver returns for all rows as one batch. Raises UsageError for images that its Square cannot tile."""
         norm = NORMS[_norm(space)]
         try:
             return adversary.run_standard_evaluation(x, label, batch_size=len(x))[0]  # type: ignore[no-any-return]

@@ -13,7 +13,10 @@ from rbench.attacks import losses
 from rbench.attacks.noise import Row
 from rbench.attacks.pgd import Ascent, Position, check
 from rbench.attacks.protocol import Phase, Seen
+from rbench_core.errors import SpecError
 from rbench_threats.protocol import Context, PerturbationSet
+
+AHEAD = 1e-4  # of the way from the clean image: a place that a wall stops a rounding error short of the plane would never move again
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,9 @@ class FAB(Ascent):
 
     def __post_init__(self) -> None:
         check(self.name, self.steps, self.restarts, 1.0)
+        if self.top < 1 or not (self.beyond >= 1 and 0 <= self.bias <= 1 and 0 <= self.back < 1):
+            told = f"fab: top={self.top}, beyond={self.beyond:g}, bias={self.bias:g}, back={self.back:g}"
+            raise SpecError(told, expected="top and beyond of at least 1, bias from 0 to 1, back from 0 to below 1")
 
     def begin(self, space: PerturbationSet, ctx: Context, row: Row) -> Position:
         start = space.start(ctx, row) * 0.5
@@ -53,11 +59,12 @@ class FAB(Ascent):
         if phase == 1:
             return Position(here * torch.where(seen.margin < 0, self.back, 1.0)[:, None])
         assert seen.grad is not None
-        plane = (seen.grad * here).sum(1) - seen.loss
+        plane = torch.linalg.vecdot(seen.grad, here) - seen.loss
+        plane = plane + AHEAD * plane.abs()
         there, near = space.to_plane(ctx, here, seen.grad, plane)  # type: ignore[attr-defined]  # the capability "plane"
-        far, close = (space.gauge(ctx, moved).clamp_min(1e-8) for moved in (there - here, near))
-        share = (far / (far + close)).clamp_max(self.bias)[:, None]
-        mixed = torch.lerp(torch.lerp(here, there, self.beyond), near * self.beyond, share)
+        far, close = there.distance.clamp_min(1e-8), near.distance.clamp_min(1e-8)
+        share = (far / (far + close)).clamp_max_(self.bias)[:, None]
+        mixed = torch.lerp(torch.lerp(here, there.theta, self.beyond), near.theta * self.beyond, share)
         return Position(space.boxed(ctx, mixed))  # type: ignore[attr-defined]
 
     def goes_on(self, state: Position, row: Row) -> Bool[Tensor, " rows"]:

@@ -32,7 +32,8 @@ class Row(NamedTuple):
     def uniforms(self, counts: tuple[int, ...], stream: int) -> tuple[Float[Tensor, "rows _"], ...]:
         """uniform(counts[0], stream), uniform(counts[1], stream + 1), …: the same bits, at little more than the cost of one."""
         streams = tuple(range(stream, stream + len(counts)))
-        return _hashed(self.key, self.step, streams, counts).add_(0.5).mul_(2.0**-23).split(counts, 1)
+        parts: tuple[Tensor, ...] = _hashed(self.key, self.step, streams, counts).add_(0.5).mul_(2.0**-23).split(counts, 1)
+        return parts
 
     def normal(self, n: int, stream: int) -> Float[Tensor, "rows n"]:
         """Standard normal (Box and Muller 1958)."""

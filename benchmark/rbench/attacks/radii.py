@@ -26,7 +26,7 @@ class Radii:
     def values(self) -> tuple[float, ...]:
         """The radii in their order."""
         shrinks = max(round(math.log(self.outer, SHRINK)), 1) if self.outer > 1 else 0
-        return tuple(self.outer ** (left / shrinks) for left in range(shrinks, 0, -1)) + (1.0,)
+        return (*(self.outer ** (left / shrinks) for left in range(shrinks, 0, -1)), 1.0)
 
     @property
     def each(self) -> int:

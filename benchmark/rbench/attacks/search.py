@@ -24,6 +24,7 @@ from rbench.attacks.slots import Slots, apart
 from rbench.attacks.widths import WIDER, at_most, first_width, width_for
 from rbench_threats.protocol import PIXEL_TOLERANCE, Context, PerturbationSet
 
+
 @dataclass(frozen=True, slots=True)
 class Examples:
     """What is attacked: images, labels, indices in the data set and clean logits, (examples,) each on one device."""
@@ -103,8 +104,8 @@ class Search:
         """beyond: how far below 0 a margin must fall to count (for claims that the referee refused). width: one of WIDTHS.
 
         passes: counted on, also when the model raises in the middle. checked: ask `excess` of attacks that stay inside by themselves too.
-        nearest: minimum-norm mode, in which rows run to their end, a fall retires nothing, and the smallest gauge is kept. An attack without
-        a gradient runs in batches three times as wide.
+        nearest: minimum-norm mode, in which rows run to their end, a fall retires nothing, and the smallest gauge is kept. An attack
+        without a gradient runs in batches three times as wide.
         """
         self.checked, self.nearest = checked and not nearest, nearest
         self.model, self.space, self.attack, self.examples, self.progress = model, space, attack, examples, progress
@@ -244,7 +245,7 @@ class Search:
         """File dead rows and put new ones in their places, or narrow the batch, once their waiting has cost half a step."""
         alive = self._polled(slots)
         gone = slots.taken & ~alive
-        dead = np.count_nonzero(gone)
+        dead = int(np.count_nonzero(gone))
         self.waste += dead
         if dead == 0 or (2 * self.waste < len(gone) and dead < np.count_nonzero(slots.taken)):
             return slots

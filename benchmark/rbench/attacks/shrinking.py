@@ -50,8 +50,8 @@ class APGDShrinking(APGD):
     def step(self, space: PerturbationSet, ctx: Context, row: Row, state: Climb, seen: Seen, phase: int) -> Climb:
         radii, look = self.radii, row.step
         short, long = Pace.of(radii.each - 1), Pace.of(self.steps - radii.inside)
-        pace = Pace(*(torch.where(look < radii.inside, *both) for both in zip(short, long, strict=True)))
-        climb = self.climbed(space, ctx, row, noted(state, seen), seen, pace, radii.begins(look), radii.at(look))
+        shorter, least = (torch.where(look < radii.inside, a, b) for a, b in zip(short[1:], long[1:], strict=True))
+        climb = self.climbed(space, ctx, row, noted(state, seen), seen, shorter, least, radii.begins(look), radii.at(look))
         ends, then = radii.ends(look), radii.at(look + 1)
         checkpoint = torch.where(look + 1 < radii.inside, float(short.first), float(long.first))
         return replace(

@@ -5,7 +5,7 @@ On the published MNIST, Fashion-MNIST and CIFAR-10 nets a row's logits and gradi
 
 from __future__ import annotations
 
-WIDTHS = (*range(16, 128, 8), *range(128, 256, 16), *range(256, 512, 32), *range(512, 1024, 64), *range(1024, 2049, 128))
+WIDTHS: tuple[int, ...] = (*range(16, 128, 8), *range(128, 256, 16), *range(256, 512, 32), *range(512, 1024, 64), *range(1024, 2049, 128))
 WIDTHS_SAID = "a multiple of 8 from 16 on, of 16 from 128, of 32 from 256, of 64 from 512, of 128 from 1024 to 2048"
 WIDER = 3  # by how much, where no backward pass needs what the forward pass made: a call costs the same, and caches hold it still
 
@@ -20,7 +20,7 @@ def first_width(rows: int, width: int) -> int:
 
     89 rows run as 48 and 48, not as 64 and 64; 65 as 40 and 32. Never more batches than at `width`.
     """
-    batches = max(-(-rows // width), 1)
+    batches: int = max(-(-rows // width), 1)
     fit = [w for w in (*WIDTHS, width) if w <= width and w * batches >= rows] or [width]
     return min(fit, key=lambda w: ((batches - 1) * w + width_for(rows - (batches - 1) * w, w), w))
 

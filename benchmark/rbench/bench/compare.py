@@ -55,7 +55,7 @@ def costs(theirs: Sequence[Side], ours: Sequence[Side]) -> dict[str, Any]:
     }
 
 
-def ratio(a: float, b: float) -> float | None:
+def ratio(a: int | float, b: int | float) -> float | None:
     """a / b, None where there is nothing to divide by."""
     return a / b if b > 0 and math.isfinite(a / b) else None
 

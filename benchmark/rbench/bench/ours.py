@@ -47,6 +47,7 @@ def run_plan(
             with recorded(runner, threat, 0.0, "rbench bench", {}, data.name):
                 runner.run()
             judge.file(REST)
+            side.warnings = runner.warnings
             _verdicts(judge, store, side)
     return side
 

@@ -44,6 +44,7 @@ class Side:
     errors: dict[int, str] = field(default_factory=dict)  # examples without an answer: not broken
     refused: dict[int, str] = field(default_factory=dict)  # falls that our referee would not have counted, with the reason
     pilots: dict[str, dict[str, Any]] = field(default_factory=dict)  # by member, what the plan's pilot found
+    warnings: list[dict[str, str]] = field(default_factory=list)  # of the run, {"code", "text"}
 
     @property
     def stands(self) -> set[int]:
@@ -74,6 +75,7 @@ class Side:
             "errors": {str(index): reason for index, reason in self.errors.items()},
             "refused": {str(index): reason for index, reason in self.refused.items()},
             "pilots": self.pilots,
+            "warnings": self.warnings,
         }
 
 

@@ -127,6 +127,8 @@ def _masking(result: Result) -> Iterator[str]:
     errors = sum(len(side["errors"]) for side in result["sides"])
     if errors:
         yield f"! {errors} examples have an error in place of an answer and count here as not broken"
+    for warning in dict.fromkeys(row["text"] for side in result["sides"] for row in side["warnings"]):
+        yield from textwrap.wrap(f"! {warning}", WIDTH, subsequent_indent="  ")
     if result["reference"]["refused"]:
         refused = next(side for side in result["sides"] if side["side"] == AUTOATTACK)["refused"]
         told = "; ".join(f"{index} ({reason})" for index, reason in refused.items())

@@ -42,13 +42,14 @@ def count(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option(
     "--plan",
     metavar="P",
-    help="A name from `rbench plans`, or a spec such as pgd(steps=40).  [default: apgd; queries where the card says gradient = false]",
+    help="A name from `rbench plans`, or a spec such as pgd(steps=40).  [default: standard; queries where the card says gradient = false]",
 )
 @click.option("--certify", type=CERTIFY, default="auto", show_default=True, help="Bounds for sets that are boxes; auto: all there are.")
 @click.option("--seed", type=SEED, default=0, show_default=True, metavar="S", help="Where all randomness comes from.")
 @click.option("--device", default="cpu", show_default=True, metavar="D", help="cpu, cuda, cuda:1.")
 @click.option("--width", type=click.IntRange(min=1), metavar="W", help="Rows per batch: 16, 32, ... 2048.  [default: by the image's size]")
 @click.option("--full", is_flag=True, help="Ask every member of a union about every example, also the fallen ones.")
+@click.option("--eps-curve", is_flag=True, help="Also the accuracy at 20 radii, up to twice the asked one, for at most twice the passes.")
 @click.option("--witnesses", type=KEPT, default="all", show_default=True, help="Which adversarial examples to keep.")
 @click.option("--results", type=FOLDER, metavar="DIR", help="Database and site.  [default: RBENCH_RESULTS, else the user's data folder]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")

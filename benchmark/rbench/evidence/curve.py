@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rbench.attacks.catalogue import Stage, resolve_plan
-from rbench.attacks.evaluate import Crash, Model, OutOfMemory, Passes
+from rbench.attacks.evaluate import Crash, Model, OutOfMemory, Passes, clean_logits
 from rbench.attacks.ladder import AtLevels, Ladder
 from rbench.attacks.referee import WIDTH, judge
 from rbench.attacks.rivals import nearest_first
@@ -25,7 +25,7 @@ from rbench.attacks.widths import first_width, width_for
 from rbench_core.errors import ModelError, NoAttack
 
 PART = 500  # examples that are searched together: what memory holds
-RANKING = 11  # passes per example that the order of the classes costs at most, with ten of them
+RANKED = 12  # passes per example that the order of the classes costs at most, of the ten that are ranked
 
 Thetas = Float[Tensor, "examples p"]
 Rows = Int[Tensor, " rows"]
@@ -34,18 +34,29 @@ Levels = Int[Tensor, " examples"]
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One attack over the open examples: `nearest`, in minimum-norm mode, or again and again at the level below what is known."""
+    """One attack over the open examples: `nearest`, in minimum-norm mode, or again and again at the level below what is known.
+
+    share: skipped where it might cost more of the whole budget than this. It is worth most on a net that masks its gradients.
+    """
 
     spec: str
     nearest: bool = False
     unless: tuple[str, ...] = ()
+    share: float = 1.0
 
 
 ROUNDS = (
     Round("fab(steps=10, top=1)", nearest=True),
+    Round("fab(steps=40, top=3)", nearest=True, share=0.4),
     Round("apgd(loss=ce, steps=20)", unless=("sparse",)),
-    Round("fab(steps=30, top=3)", nearest=True),
+    Round("apgd-sparse(loss=ce, steps=20)"),
+    Round("topk(steps=20)"),
+    Round("apgd-shrinking(loss=margin, steps=40, restarts=2)", unless=("sparse",)),
+    Round("apgd-sparse(loss=ce, steps=40, outer=3, restarts=2)"),
+    Round("sigma-zero(steps=60)"),
     Round("apgd(loss=dlr-targeted, steps=20, top=3)", unless=("sparse",)),
+    Round("apgd-sparse(loss=dlr-targeted, steps=40, outer=3, top=3)"),
+    Round("topk(steps=100, restarts=3)"),
 )
 
 
@@ -90,14 +101,16 @@ class Drawing:
     def run(self) -> None:
         """Every round that the budget has room for, in order."""
         self._guarded(self._shrink, torch.arange(len(self.examples)))
-        for place, (stage, nearest) in enumerate(rounds(self.ladder)):
-            self.report(f"{self.ladder.space} · accuracy over eps", place, len(ROUNDS))
+        chosen = rounds(self.ladder)
+        for place, (each, stage) in enumerate(chosen):
             rows = self._open()
-            if not len(rows) or not self._affords(self._price(stage, len(rows))):
+            price = self._price(stage, len(rows))
+            if not len(rows) or not self._affords(price) or price > each.share * self.limit:
                 continue
             if stage.aims:
                 self._rank()
-            self._guarded(self._nearest if nearest else self._below, rows, stage)
+            self._guarded(self._nearest if each.nearest else self._below, rows, stage)
+            self.report(f"{self.ladder.space} · accuracy over eps", place + 1, len(chosen))
 
     def _guarded(self, work: Callable[..., None], rows: Rows, *rest: Stage) -> None:
         """Part by part; a part on which the model fails is left as it was: what is known of it holds."""
@@ -120,11 +133,15 @@ class Drawing:
         targets = attack.targets(self.examples.rivals[:1]).shape[1]  # type: ignore[union-attr]
         rows, looks = examples * targets * attack.restarts, getattr(attack, "steps", 0) + 1  # type: ignore[union-attr]
         each = sum(2 if phase == "gradient" else 1 for phase in attack.cycle)  # type: ignore[union-attr]
-        ranking = RANKING * examples if stage.aims and self.examples.order is None else 0
+        ranking = RANKED * padded_rows(len(self.examples), self.width) if stage.aims and self.examples.order is None else 0
         return looks * each * padded_rows(rows, self.width) + 2 * _refereed(examples) + ranking
 
     def _rank(self) -> None:
+        """The classes, nearest first; only now, since a search with little to spend aims at none."""
         if self.examples.order is None:
+            told, _ = clean_logits(self.model, self.examples.x, self.width, self.passes)
+            clean = [old if new is None else new.to(old) for old, new in zip(self.examples.clean, told, strict=True)]
+            self.examples = replace(self.examples, clean=torch.stack(clean).nan_to_num())
             order = nearest_first(self.model, self.ladder.space, self.examples, self.width, self.passes)
             self.examples = replace(self.examples, order=order)
 
@@ -133,7 +150,7 @@ class Drawing:
         low, known = self.known.floor[rows].clone(), self.known.level
         while len(rows) and self._affords(_refereed(len(rows))):
             middle = (low + known[rows]) // 2
-            more = (known[rows] - low > 1) & (known[rows] < len(self.ladder))
+            more = (known[rows] - low > 1) & (known[rows] < len(self.ladder)) & (self.known.theta[rows] != 0).any(1)
             rows, low, middle = rows[more], low[more], middle[more]
             if not len(rows):
                 return
@@ -196,14 +213,14 @@ class Drawing:
         self.known.put(rows, level, gauge.clamp_max(1) * self.ladder.scales(level), theta, attack)
 
 
-def rounds(ladder: Ladder) -> list[tuple[Stage, bool]]:
+def rounds(ladder: Ladder) -> list[tuple[Round, Stage]]:
     """The rounds whose attacks fit the set."""
     found = []
-    for each in ROUNDS:
-        plan = resolve_plan(each.spec)
-        plan = replace(plan, stages=tuple(replace(stage, unless=each.unless) for stage in plan.stages))
+    plan = resolve_plan(f"plan({', '.join(each.spec for each in ROUNDS)})")
+    for each, stage in zip(ROUNDS, plan.stages, strict=True):
+        alone = replace(plan, stages=(replace(stage, unless=each.unless),))
         try:
-            found.append((plan.stages_for(ladder.space)[0], each.nearest))
+            found.append((each, alone.stages_for(ladder.space)[0]))
         except NoAttack:
             continue
     return found

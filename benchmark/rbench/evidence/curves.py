@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,9 @@ def draw(runner: Runner) -> None:
 
     All curves together cost at most as many passes as the verdicts did, whichever run made those.
     """
+    if earlier := _earlier(runner):
+        runner.store.put_curve(runner.asked.run, earlier)
+        return
     rows: list[CurveRow] = []
     places = [place for place, entry in enumerate(runner.judge.entries) if not entry.methods]
     ladders = {place: Ladder.of(runner.judge.entries[place].space, runner.asked.data.shape) for place in places}
@@ -44,6 +49,16 @@ def draw(runner: Runner) -> None:
         spec = runner.judge.entries[place].spec
         runner.warnings.append(warning("no-curve", f"no accuracy over eps for {spec}: it is no additive ball of one radius"))
     runner.store.put_curve(runner.asked.run, rows)
+
+
+def _earlier(runner: Runner) -> list[CurveRow]:
+    """The curve that another run of this version drew of the same questions and images, if one did."""
+    own = runner.store.run(runner.asked.run)
+    for run in reversed(runner.store.runs()):
+        same = (run.questions, run.first, run.n) == (own.questions, own.first, own.n) and run.state == "done"
+        if same and run.environment["rbench"] == own.environment["rbench"] and (rows := runner.store.curve(run.id)):
+            return rows
+    return []
 
 
 def _price(runner: Runner, places: list[int]) -> int:
@@ -72,15 +87,18 @@ class _Part:
     def rows(self) -> list[CurveRow]:
         """One row per example of the slice: 0 for a mistake on the clean image and for an error, which is robust at no radius."""
         asked, standing = self.runner.asked, Standing()
-        open_ = [index for index in range(asked.n) if self._status(index) not in ("misclassified", "error")]
-        right = self.runner.judge.clean_pass(self.entry, open_, standing)
+        unseen = [index for index in range(asked.n) if self._status(index) is None]
+        found_right = self.runner.judge.clean_pass(self.entry, unseen, standing)
+        stand = [index for index in range(asked.n) if self._status(index) in ("certified", "survived", "broken")]
+        right = sorted([*stand, *found_right])
         found = {index: (0.0, None) for index in range(asked.n)} | self._searched(right, standing)
         key, spec = self.entry.record.key, self.entry.spec
         return [CurveRow(question=key, spec=spec, index=i, gauge=gauge, attack=attack) for i, (gauge, attack) in sorted(found.items())]
 
     def _status(self, index: int) -> str | None:
+        """What the run knows of an example under this member; None: nothing, since it fell to another one."""
         row = self.verdicts.get(index)
-        return None if row is None or index in self.proved else row.status
+        return "certified" if index in self.proved else None if row is None else row.status
 
     def _searched(self, right: list[int], standing: Standing) -> dict[int, tuple[float | None, str | None]]:
         """Gauge and attack of each example that the model gets right; None: none is known."""
@@ -92,15 +110,19 @@ class _Part:
         self._file(drawing.passes, len(right), before)
         self._tell(drawing)
         self._keep(drawing)
-        gauges, attacks = drawing.known.gauge.tolist(), drawing.known.attack
-        return {i: (None if attack is None else gauge, attack) for i, gauge, attack in zip(right, gauges, attacks, strict=True)}
+        known = zip(drawing.known.gauge.tolist(), drawing.known.level.tolist(), drawing.known.attack, strict=True)
+        ends = [*map(_below, self.ladder.radii), None]  # a point in the set of a level, tolerances and all, is not beyond its radius
+        return {
+            index: (None, None) if (end := ends[level]) is None else (min(gauge, end), attack)
+            for index, (gauge, level, attack) in zip(right, known, strict=True)
+        }
 
     def _drawing(self, right: list[int], limit: int) -> Drawing:
         asked, judge = self.runner.asked, self.runner.judge
         rows, device = torch.tensor(right), asked.model.device
-        clean = torch.stack([row for index in right if (row := judge.clean[index]) is not None])
-        labels = self.entry.objective.labels(asked.data, right)
-        examples = Examples(asked.data.x[rows].to(device), labels.to(device), rows.to(device), clean.to(device))
+        labels = self.entry.objective.labels(asked.data, right).to(device)
+        unknown = torch.zeros(len(right), asked.model.classes, device=device)  # logits of clean images: asked for when they are needed
+        examples = Examples(asked.data.x[rows].to(device), labels, rows.to(device), unknown)
         known = self._known(examples, right)
         return Drawing(judge.model, self.ladder, examples, known, asked.seed, asked.width, limit, asked.report)
 
@@ -174,3 +196,9 @@ def _theta(folder: Path, row: VerdictRecord, files: dict[str, Mapping[str, Tenso
             files[row.witness] = {}
     tensors = files[row.witness]
     return tensors["theta"][row.row] if "theta" in tensors else None
+
+
+def _below(exact: Fraction) -> float:
+    """The largest float that is not above a radius."""
+    near = float(exact)
+    return near if Fraction(near) <= exact else math.nextafter(near, 0)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rbench_results.audit import Pool
+from rbench_results.curve import STAGE
 from rbench_results.figures import Figure, certified, join, robust, tally
 from rbench_results.records import ModelRecord, RunRecord
 from rbench_results.report import run_report
@@ -113,7 +114,7 @@ class Row:
                 (plural(self.counts["error"], "error"), reasons or f"No answer for {images}. They stay in n and count as not robust.")
             )
         found += [(_words(code), text) for code, text in said.items()]
-        found += [("gradient masked", text) for text in ["; ".join(self.masked)] if text]
+        found += [("gradient masked", text) for text in [" ".join(self.masked)] if text]
         if self.borrowed:
             images = plural(self.borrowed, "image")
             found.append(
@@ -148,7 +149,7 @@ def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) 
     known = {spec: facts.joined(key) for spec, key in keys.items()}
     own = {spec: {verdict.index: verdict.status for verdict in facts.within(key, run.first, run.n)} for spec, key in keys.items()}
     asked = [source for key in keys.values() for source in (key, *facts.certificates(key))]  # one of them made the clean pass
-    stages = [stage for key in asked for stage in facts.stages_of_question[key]]
+    stages = [stage for key in asked for stage in facts.stages_of_question[key] if stage.position != STAGE]  # no board shows a curve
     images = len({verdict.index for key in asked for verdict in facts.verdicts(key)})
     row = Row(
         key=f"{group[0][:12]}-{digest_of(repr(group))[:6]}",
@@ -166,7 +167,7 @@ def _on_slice(facts: Facts, run: RunRecord, group: Group, keys: dict[str, str]) 
         alarms=[facts.alarms[key] for key in keys.values() if key in facts.alarms],
     )
     pilots = {spec: facts.pilots[key] for spec, key in keys.items() if key in facts.pilots}
-    row.masked = [f"{spec}: {pilot['why']}" for spec, pilot in pilots.items() if pilot["masked"]]
+    row.masked = [f"The gradient is masked under {spec}: {pilot['why']}." for spec, pilot in pilots.items() if pilot["masked"]]
     row.pool = next((facts.pool(keys[spec]) for spec in pilots), None)
     row.asked_proof = all(facts.has_certificate(key) for key in keys.values())
     if group[2] == "invariance":

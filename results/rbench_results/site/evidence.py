@@ -59,15 +59,15 @@ class MemberEvidence:
         return self.pilot is not None and bool(self.pilot["masked"] or self.pilot["opened"])
 
 
-def evidence(report: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[MemberEvidence]:
+def evidence(report: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[MemberEvidence]:
     """The members that were attacked, in the order of the threat."""
     pilots = {row["spec"]: row for row in report["masking"] or ()}
     audits = {row["spec"]: row for row in (report["audit"] or {}).get("members", ())}
     found = []
     for spec, label in labels.items():
-        attacks = [step for step in steps if step["spec"] == spec and step["position"] > 0]
-        if attacks:
-            found.append(MemberEvidence(label, _families(attacks), pilots.get(spec), audits.get(spec)))
+        own = [step for step in attacks if step["spec"] == spec]
+        if own:
+            found.append(MemberEvidence(label, _families(own), pilots.get(spec), audits.get(spec)))
     return found
 
 

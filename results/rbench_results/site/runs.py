@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from rbench_results.curve import STAGE
 from rbench_results.records import RunRecord, VerdictRecord, VerificationRecord
 from rbench_results.report import run_report
 from rbench_results.site import charts, curves, pictures
@@ -56,8 +57,10 @@ class Run:
 
     @property
     def passes(self) -> float | None:
-        cost = self.report["cost"]
-        return (cost["forward"] + cost["backward"]) / self.record.n if self.record.n and cost["forward"] else None
+        """Of the verdicts, without what a curve took."""
+        cost, curve = self.report["cost"], self.report["cost"]["curve"]
+        spent = sum(cost[name] - curve[name] for name in ("forward", "backward"))
+        return spent / self.record.n if self.record.n and spent else None
 
     @property
     def check(self) -> str | None:
@@ -97,7 +100,7 @@ def read(facts: Facts, run: RunRecord) -> Run:
         sheet=sheet.png,
         flows=_flows(facts, run, steps, labels),
         steps=steps,
-        evidence=evidence(report, steps, labels),
+        evidence=evidence(report, [step for step in steps if _is_attack(step)], labels),
         curves=[drawn for told in report["curve"] or () if (drawn := curves.chart(labels.get(told["spec"], told["spec"]), told))],
         from_others=from_others,
         missing=sorted({verdict.index for _, verdict in sheet.missing}),
@@ -112,17 +115,17 @@ def _origin(run: RunRecord, answers: dict[str, list[VerdictRecord]]) -> dict[str
 
 
 def _steps(report: dict[str, Any], labels: dict[str, str]) -> list[dict[str, Any]]:
-    """The attacks as they worked: clean passes, proofs, pilots, then what every member's screens and after them its other attacks did."""
+    """The attacks as they worked: clean passes, proofs, pilots, then all members' screens, after them the other attacks, and curves."""
     stages = [{**stage, "member": labels.get(stage["spec"], stage["spec"]), **_worth(stage)} for stage in report["stages"]]
     clean = [{**stage, "member": "all"} for stage in stages if stage["position"] == CLEAN_PASS]
     proofs = [stage for stage in stages if stage["position"] < CLEAN_PASS]
-    pilots = sorted((stage for stage in stages if stage["position"] > CLEAN_PASS and stage["pilot"]), key=_place(labels))
-    return (
-        clean
-        + proofs
-        + pilots
-        + _standing(_order([s for s in stages if s["position"] > CLEAN_PASS and not s["pilot"]], labels), report["full"])
-    )
+    attacks = sorted((stage for stage in stages if _is_attack(stage)), key=_place(labels))
+    own = _standing(_order([stage for stage in attacks if not stage["pilot"]]), report["full"])
+    return clean + proofs + [stage for stage in attacks if stage["pilot"]] + own + [s for s in stages if s["position"] == STAGE]
+
+
+def _is_attack(stage: dict[str, Any]) -> bool:
+    return bool(CLEAN_PASS < stage["position"] < STAGE)
 
 
 def _worth(stage: dict[str, Any]) -> dict[str, Any]:
@@ -135,13 +138,13 @@ def _place(labels: dict[str, str]) -> Callable[[dict[str, Any]], tuple[int, int]
     return lambda stage: (order.get(stage["spec"], 0), stage["position"])
 
 
-def _order(attacks: Sequence[dict[str, Any]], labels: dict[str, str]) -> list[dict[str, Any]]:
+def _order(attacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Members by how many images they were asked about, within a member the plan's order; screens of all members before anybody's rest.
 
     A member's screens are the attacks at its beginning that every image met which stood under it.
     """
     members: dict[str, list[dict[str, Any]]] = {}
-    for stage in sorted(attacks, key=_place(labels)):
+    for stage in attacks:
         members.setdefault(stage["spec"], []).append(stage)
     by_size = sorted(members.values(), key=lambda own: -own[0]["entered"])
     screens = [own[: _screens(own)] for own in by_size]
@@ -181,7 +184,7 @@ def _chained(attacks: Sequence[dict[str, Any]]) -> bool:
 
 def _flows(facts: Facts, run: RunRecord, steps: Sequence[dict[str, Any]], labels: dict[str, str]) -> list[tuple[str, charts.Flow]]:
     """One chart for a chain of members that skip what already fell; one per member where each was asked about every image."""
-    attacks = [step for step in steps if step["position"] > CLEAN_PASS and not step["pilot"]]
+    attacks = [step for step in steps if _is_attack(step) and not step["pilot"]]
     before = sum(step["passes"] for step in steps if step["position"] == CLEAN_PASS and not step["pilot"])
     specs = list(dict.fromkeys(step["spec"] for step in attacks))
     parts = [("", specs)] if len(specs) == 1 or (not run.full and _chained(attacks)) else [(labels[spec], [spec]) for spec in specs]
