@@ -73,8 +73,9 @@ def evaluate(
     model: a zoo name, `FILE.py:FACTORY`, or a module on images in [0, 1]. dataset: a name, (x, y) or a DataLoader; default: the card's.
     n: the first n examples, "all", or the data set's default; not for a threat that brings its own examples. certify: "auto" (every
     bound there is, where the set is a box), "none", or one method. plan: `standard`, or `queries` where the card says gradient = false. eps
-    replaces the radius of a single ball. eps_curve: also the accuracy at 20 radii around the asked one (docs/eps-curve.md). request: what else the run's record says of how it was asked, JSON-able. The same question
-    asked again is answered from the store under `results` (default: RBENCH_RESULTS or the user's data folder). Raises RbenchError.
+    replaces the radius of a single ball. eps_curve: also the accuracy at 20 radii around the asked one (docs/eps-curve.md). request: what
+    else the run's record says of how it was asked, JSON-able. The same question asked again is answered from the store under `results`
+    (default: RBENCH_RESULTS or the user's data folder). Raises RbenchError.
     """
     started = time.perf_counter()
     methods = _methods(certify)

@@ -140,7 +140,9 @@ def _entered(verdict: VerdictRecord, stages: Sequence[StageRecord]) -> list[str]
     None tried an example that the model got wrong, or that its clean pass failed on. Of two attacks of one name the first counts.
     Under a plan with gates: those that may have tried it, since a gate's decision is not stored; an example of the pilot met all.
     """
-    attacks = [stage.attack for stage in sorted(stages, key=lambda stage: stage.position) if stage.position > 0]  # 0: the clean pass
+    attacks = [
+        stage.attack for stage in sorted(stages, key=lambda stage: stage.position) if 0 < stage.position < STAGE
+    ]  # 0: the clean pass
     if verdict.clean != verdict.label:
         return []
     return attacks[: attacks.index(str(verdict.attack)) + 1] if verdict.status == "broken" and verdict.attack in attacks else attacks

@@ -165,7 +165,7 @@ WRONG: dict[str, tuple[Callable[[Snapshot], Snapshot], str]] = {
         "witness file",
     ),
     "a pilot of a question that is not there": (
-        lambda s: replace(s, pilots=[PilotRecord(question=B.key, run="r1", facts={})]),
+        lambda s: replace(s, pilots=[PilotRecord(question=B.key, run="r1", facts=stored.facts())]),
         "not there",
     ),
     "a pilot without facts": (lambda s: replace(s, pilots=[PilotRecord(question=A.key, run="r1", facts={})]), "expected facts"),

@@ -38,10 +38,16 @@ def test_newton_is_the_sort(scale: float, tail: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 100.0])
-def test_l2_is_the_same_after_many_rounds(scale: float) -> None:
-    theta, lower, upper, eps = point(scale)
-    exact = project_l2_box(theta.double(), lower.double(), upper.double(), eps.double(), rounds=200)
-    torch.testing.assert_close(project_l2_box(theta, lower, upper, eps).double(), exact, rtol=1e-5, atol=1e-6)
+def test_l2_is_what_bisection_finds(scale: float) -> None:
+    """clamp(s·θ) with the largest s ≤ 1 that the radius allows, in float64."""
+    theta, lower, upper, eps = (part.double() for part in point(scale))
+    low, high = torch.zeros(ROWS, 1).double(), torch.ones(ROWS, 1).double()
+    for _ in range(80):
+        middle = (low + high) / 2
+        fits = (middle * theta).clamp(lower, upper).norm(dim=1, keepdim=True) <= eps[:, None]
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    known = (low * theta).clamp(lower, upper)
+    torch.testing.assert_close(project_l2_box(*point(scale)).double(), known, rtol=1e-5, atol=1e-6)
 
 
 def test_the_largest_with_ties() -> None:

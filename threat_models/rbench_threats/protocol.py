@@ -65,16 +65,16 @@ class PerturbationSet(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What attacks may ask of it: "additive" (θ = x′ − x, from_images) · "norm" (norm, radius) · "convex" · "sparse"
-        (steepest takes share; free) · "support" (bounds how many pixels move; grouped(ctx, theta), θ as (rows, values of a pixel, pixels);
-        thinned(ctx, theta, least), θ in the image range without pixels that moved less) · "plane" (to_plane(ctx, theta, w, b), the points
-        of {w·θ = b} in the image range nearest to theta and to 0, with their distances; boxed(ctx, theta), cut with that range) ·
-        "points" (points(ctx), a finite stand-in) · "squares", "swaps" (opening(ctx, row), a start for random search;
-        move(ctx, theta, share, row), theta with a share of the image or of the pixels drawn anew; both inside) · "warp" (warp(images, theta) moves any images; `parameters` long) ·
-        "blocks" (an affine combination: blocks(ctx), its parts at work; weighed, around, lifted) · "box" (box(ctx), the images
-        lower and upper that hold every x′ of the widened set, rounded outward) · "portrait" (portrait(x), what a page shows of it) ·
-        "examples" (examples(), its own images and labels) · "labels" (labels(), what people called the candidate of each example: the
-        objective is then invariance) · "balls" (balls(), by name, in which its candidates lie)."""
+        """What attacks may ask of it: "additive" (θ = x′ − x, from_images) · "norm" (norm, radius) · "convex" · "sparse" (steepest
+        takes share; free) · "support" (bounds how many pixels move; grouped(ctx, theta), θ as (rows, values of a pixel, pixels);
+        thinned(ctx, theta, least), θ in the image range without pixels that moved less) · "plane" (to_plane(ctx, theta, w, b), the
+        points of {w·θ = b} in the image range nearest to theta and to 0, with their distances; boxed(ctx, theta), cut with that range)
+        · "points" (points(ctx), a finite stand-in) · "squares", "swaps" (opening(ctx, row), a start for random search; move(ctx, theta,
+        share, row), theta with a share of the image or of the pixels drawn anew; both inside) · "warp" (warp(images, theta) moves any
+        images; `parameters` long) · "blocks" (an affine combination: blocks(ctx), its parts at work; weighed, around, lifted) · "box"
+        (box(ctx), the images lower and upper that hold every x′ of the widened set, rounded outward) · "portrait" (portrait(x), what a
+        page shows of it) · "examples" (examples(), its own images and labels) · "labels" (labels(), what people called the candidate of
+        each example: the objective is then invariance) · "balls" (balls(), by name, in which its candidates lie)."""
         ...
 
     @property

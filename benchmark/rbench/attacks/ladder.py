@@ -139,5 +139,3 @@ class AtLevels:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._space, name)
         return lambda ctx, *rest, **named: method(ctx.inner, *rest, **named)
-
-

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from rbench.attacks.catalogue import Stage, resolve_plan
-from rbench.attacks.evaluate import Crash, Model, OutOfMemory, Passes, clean_logits
+from rbench.attacks.evaluate import Crash, OutOfMemory, Passes, clean_logits
 from rbench.attacks.ladder import AtLevels, Ladder
+from rbench.attacks.protocol import Attack
 from rbench.attacks.referee import WIDTH, judge
 from rbench.attacks.rivals import nearest_first
 from rbench.attacks.search import Examples, Search
 from rbench.attacks.stage import part_of, plain_context, run_stage
 from rbench.attacks.widths import first_width, width_for
 from rbench_core.errors import ModelError, NoAttack
+from rbench_threats.protocol import PerturbationSet
 
 PART = 500  # examples that are searched together: what memory holds
 RANKED = 12  # passes per example that the order of the classes costs at most, of the ten that are ranked
@@ -87,26 +90,30 @@ class Known:
 class Drawing:
     """The search for one member's curve. limit: passes, forward and backward, that it may cost; `passes`: those that it did cost."""
 
-    model: Model
+    model: nn.Module
     ladder: Ladder
     examples: Examples
     known: Known
     seed: int
     width: int
     limit: int
+    gradient: bool = True  # False: the model gives none of use, so that no round can run
     report: Callable[[str, int, int], None] = lambda said, done, total: None
     passes: Passes = field(default_factory=Passes)
+    searched: bool = True  # False: examples were open, and no round had room
     contradicted: set[int] = field(default_factory=set)  # proved examples with a fall inside the proof's radius, by place
 
     def run(self) -> None:
         """Every round that the budget has room for, in order."""
         self._guarded(self._shrink, torch.arange(len(self.examples)))
-        chosen = rounds(self.ladder)
+        chosen = rounds(self.ladder) if self.gradient else []
+        self.searched = not len(self._open())
         for place, (each, stage) in enumerate(chosen):
             rows = self._open()
             price = self._price(stage, len(rows))
             if not len(rows) or not self._affords(price) or price > each.share * self.limit:
                 continue
+            self.searched = True
             if stage.aims:
                 self._rank()
             self._guarded(self._nearest if each.nearest else self._below, rows, stage)
@@ -129,12 +136,12 @@ class Drawing:
 
     def _price(self, stage: Stage, examples: int) -> int:
         """The most that a stage can cost: every row to its end, padding, referee."""
-        attack = stage.attack
-        targets = attack.targets(self.examples.rivals[:1]).shape[1]  # type: ignore[union-attr]
-        rows, looks = examples * targets * attack.restarts, getattr(attack, "steps", 0) + 1  # type: ignore[union-attr]
-        each = sum(2 if phase == "gradient" else 1 for phase in attack.cycle)  # type: ignore[union-attr]
+        attack = _own(stage)
+        targets = attack.targets(self.examples.rivals[:1]).shape[1]
+        rows, steps = examples * targets * attack.restarts, int(attack.steps)  # type: ignore[attr-defined]  # all of ROUNDS have them
+        each = sum({"gradient": 2, "logits": 1}[phase] for phase in attack.cycle)
         ranking = RANKED * padded_rows(len(self.examples), self.width) if stage.aims and self.examples.order is None else 0
-        return looks * each * padded_rows(rows, self.width) + 2 * _refereed(examples) + ranking
+        return (steps + 1) * each * padded_rows(rows, self.width) + 2 * _refereed(examples) + ranking
 
     def _rank(self) -> None:
         """The classes, nearest first; only now, since a search with little to spend aims at none."""
@@ -155,14 +162,14 @@ class Drawing:
             if not len(rows):
                 return
             space, part = self._at(rows, middle)
-            theta = space.project(plain_context(space, part, self.seed), self.known.theta[rows])  # type: ignore[arg-type]
+            theta = space.project(plain_context(space, part, self.seed), self.known.theta[rows])
             low = torch.where(self._judged(rows, middle, theta, None), low, middle)
 
     def _nearest(self, rows: Rows, stage: Stage) -> None:
         """The minimum-norm attack once per example, then its points drawn in."""
         part = part_of(self.examples, rows.tolist())
         search = Search(
-            self.model, self.ladder.space, stage.attack, part, spec=stage.spec, seed=self.seed, width=self.width, passes=self.passes,
+            self.model, self.ladder.space, _own(stage), part, spec=stage.spec, seed=self.seed, width=self.width, passes=self.passes,
             nearest=True,
         )  # fmt: skip
         best = search.run()
@@ -179,9 +186,7 @@ class Drawing:
         while len(rows) and self._affords(self._price(stage, len(rows))):
             level = self.known.level[rows] - 1
             space, part = self._at(rows, level)
-            found = run_stage(
-                self.model, space, stage, part, seed=self.seed, width=self.width, closest={}  # type: ignore[arg-type]  # a set to them
-            )
+            found = run_stage(self.model, space, stage, part, seed=self.seed, width=self.width, closest={})
             self.passes.add(found.passes)
             fell = torch.tensor(sorted(found.witnesses), dtype=torch.long, device=rows.device)
             for place in fell.tolist():
@@ -192,16 +197,17 @@ class Drawing:
             rows = rows[fell]
             rows = rows[self.known.level[rows] - self.known.floor[rows] > 1]
 
-    def _at(self, rows: Rows, level: Rows) -> tuple[AtLevels, Examples]:
+    def _at(self, rows: Rows, level: Rows) -> tuple[PerturbationSet, Examples]:
         """The set with every example at its level, and these examples."""
-        known = self.known.level[rows] < len(self.ladder)
-        return AtLevels(self.ladder, part := part_of(self.examples, rows.tolist()), level, self.known.theta[rows], known), part
+        part, known = part_of(self.examples, rows.tolist()), self.known.level[rows] < len(self.ladder)
+        space: Any = AtLevels(self.ladder, part, level, self.known.theta[rows], known)  # a set in all that searches ask
+        return space, part
 
     def _judged(self, rows: Rows, level: Rows, theta: Float[Tensor, "rows p"], attack: str | None) -> Bool[Tensor, " rows"]:
         """Which θ the referee accepts as falls in the sets of their levels; those are known from now on."""
         space, part = self._at(rows, level)
-        ctx = plain_context(space, part, self.seed)  # type: ignore[arg-type]
-        judged = judge(self.model, space, ctx, theta, part.label, self.passes, min(self.width, WIDTH))  # type: ignore[arg-type]
+        ctx = plain_context(space, part, self.seed)
+        judged = judge(self.model, space, ctx, theta, part.label, self.passes, min(self.width, WIDTH))
         yes = judged.accepted
         self._take(rows[yes], level[yes], judged.gauge[yes], theta[yes], attack)
         return yes
@@ -224,6 +230,12 @@ def rounds(ladder: Ladder) -> list[tuple[Round, Stage]]:
         except NoAttack:
             continue
     return found
+
+
+def _own(stage: Stage) -> Attack:
+    """The attack of a stage that is no other library's, as those of ROUNDS."""
+    assert not stage.foreign
+    return stage.attack  # type: ignore[return-value]
 
 
 def padded_rows(rows: int, width: int) -> int:

@@ -21,12 +21,11 @@ from rbench.evidence.curve import Drawing, Known
 from rbench.judging import Entry, Standing
 from rbench.probe import warning
 from rbench_core.files import atomic_write
+from rbench_results.curve import STAGE
 from rbench_results.records import CurveRow, StageRecord, VerdictRecord
 
 if TYPE_CHECKING:
     from rbench.runner import Runner
-
-CURVE = 1000  # the position of a curve among the stages: behind every attack
 
 
 def draw(runner: Runner) -> None:
@@ -62,14 +61,16 @@ def _earlier(runner: Runner) -> list[CurveRow]:
 
 
 def _price(runner: Runner, places: list[int]) -> int:
-    """Passes that the verdicts of the slice took: those of each question, in proportion where more of its images are answered."""
+    """Passes that the verdicts of the slice took: a question's pilot, and of all else the slice's share where more images are answered."""
     found = 0
     for place in places:
         key = runner.judge.entries[place].record.key
-        known = runner.store.answered(key)
+        pilot = set((runner.store.pilot(key) or {"indices": []})["indices"])
+        known = [index for index in runner.store.answered(key) if index not in pilot]
         own = sum(index < runner.asked.n for index in known)
-        spent = sum(row.forward + row.backward for row in runner.store.stages(question=key) if row.position != CURVE)
-        found += spent * own // max(len(known), 1)
+        stages = [row for row in runner.store.stages(question=key) if row.position != STAGE]
+        found += sum(row.forward + row.backward for row in stages if row.pilot)
+        found += sum(row.forward + row.backward for row in stages if not row.pilot) * own // max(len(known), 1)
     return found
 
 
@@ -91,7 +92,7 @@ class _Part:
         found_right = self.runner.judge.clean_pass(self.entry, unseen, standing)
         stand = [index for index in range(asked.n) if self._status(index) in ("certified", "survived", "broken")]
         right = sorted([*stand, *found_right])
-        found = {index: (0.0, None) for index in range(asked.n)} | self._searched(right, standing)
+        found: dict[int, tuple[float | None, str | None]] = dict.fromkeys(range(asked.n), (0.0, None)) | self._searched(right, standing)
         key, spec = self.entry.record.key, self.entry.spec
         return [CurveRow(question=key, spec=spec, index=i, gauge=gauge, attack=attack) for i, (gauge, attack) in sorted(found.items())]
 
@@ -123,8 +124,9 @@ class _Part:
         labels = self.entry.objective.labels(asked.data, right).to(device)
         unknown = torch.zeros(len(right), asked.model.classes, device=device)  # logits of clean images: asked for when they are needed
         examples = Examples(asked.data.x[rows].to(device), labels, rows.to(device), unknown)
+        gradient = any(stage.gradient for stage in self.entry.stages)
         known = self._known(examples, right)
-        return Drawing(judge.model, self.ladder, examples, known, asked.seed, asked.width, limit, asked.report)
+        return Drawing(judge.model, self.ladder, examples, known, asked.seed, asked.width, limit, gradient, asked.report)
 
     def _known(self, examples: Examples, right: list[int]) -> Known:
         """What the run knows: its witnesses where they are kept, else their gauges; where it looked in vain nobody need look again."""
@@ -154,7 +156,7 @@ class _Part:
         self.spent = passes.forward + passes.backward + before
         forward, useful = passes.forward + before, passes.useful
         stage = StageRecord(
-            run=asked.run, question=key, position=CURVE, attack="accuracy over eps", entered=entered, forward=forward,
+            run=asked.run, question=key, position=STAGE, attack="accuracy over eps", entered=entered, forward=forward,
             backward=passes.backward, useful=useful, model_seconds=passes.model_seconds, step_seconds=passes.step_seconds,
         )  # fmt: skip
         self.runner.store.add_chunk(key, [], [stage])
@@ -167,6 +169,9 @@ class _Part:
         if late:
             text = f"accuracy over eps of {self.entry.spec}: {late} images that the plan left standing fell inside the asked radius"
             self.runner.warnings.append(warning("curve-below", text))
+        if drawing.gradient and not drawing.searched:
+            text = f"accuracy over eps of {self.entry.spec}: the run was too cheap to leave passes for a search, so only its witnesses were drawn in"
+            self.runner.warnings.append(warning("curve-coarse", f"{text}; a smaller radius gives a closer bound"))
         if drawing.contradicted:
             text = f"accuracy over eps of {self.entry.spec}: {len(drawing.contradicted)} proved images fell inside the asked radius"
             self.runner.warnings.append(warning("curve-contradicts", text))
