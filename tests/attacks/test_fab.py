@@ -1,4 +1,4 @@
-"""FAB: where its steps land, what a success changes, where its restarts begin, how near it gets, and that it finds what AutoAttack's finds."""
+"""FAB: where its steps land, what a success changes, where restarts begin, how near it gets, and that it finds what AutoAttack's finds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from laws.given import Given, given_images
 from rbench.api import load_model
 from rbench.attacks.build import build_attack, spec_of
 from rbench.attacks.fab import FAB
-from rbench.attacks.noise import Row
 from rbench.attacks.pgd import Position
 from rbench.attacks.protocol import Seen
 from rbench.attacks.sealed import library, sealed

@@ -109,7 +109,9 @@ def test_falls_to_other_families_say_that_the_gradient_is_masked() -> None:
     assert (blind.masked, blind.standing, blind.missed) == (False, 20, 4)
 
 
-@pytest.mark.parametrize(("left", "broke", "masked"), [(20, 1, False), (20, 2, False), (20, 3, True), (8, 2, True), (11, 2, False), (1, 1, False)])
+@pytest.mark.parametrize(
+    ("left", "broke", "masked"), [(20, 1, False), (20, 2, False), (20, 3, True), (8, 2, True), (11, 2, False), (1, 1, False)]
+)
 def test_the_detector(left: int, broke: int, masked: bool) -> None:
     log = through((SCREEN, list(ROWS[left:])), (OTHER, list(ROWS[:broke])))
     assert log.facts(set(), {}).masked is masked

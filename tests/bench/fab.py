@@ -124,7 +124,7 @@ def main() -> None:
     right = (clean.argmax(1) == data.y).nonzero().squeeze(1)
     examples = part_of(Examples(data.x, data.y, torch.arange(n), clean), right.tolist())
     print(f"{name}: {n} images, {len(right)} right, {top} targets of 100 steps\n")
-    print("| set | fell: ours | theirs | ours, theirs alone | passes, ours | theirs | CPU s, ours | theirs | ratio | µs each | theirs | steps |")
+    print("| set | fell: ours | theirs | each alone | passes: ours | theirs | CPU s: ours | theirs | ratio | µs each | theirs | steps |")
     print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for spec in sets:
         print(table(net, spec, examples, turns, top), flush=True)

@@ -45,8 +45,14 @@ def test_a_terminal_gets_a_rule_under_the_header(monkeypatch: pytest.MonkeyPatch
 
 
 CELLS = [
-    (None, "–"), (True, "yes"), (False, "no"), ([1, "b"], "1, b"), ((), ""),
-    ({"a": None, "b": 1}, "a: –\nb: 1"), (["a(b, c)", "d"], "a(b, c)\nd"), (0.5, "0.5"),
+    (None, "–"),
+    (True, "yes"),
+    (False, "no"),
+    ([1, "b"], "1, b"),
+    ((), ""),
+    ({"a": None, "b": 1}, "a: –\nb: 1"),
+    (["a(b, c)", "d"], "a(b, c)\nd"),
+    (0.5, "0.5"),
 ]
 
 

@@ -121,7 +121,9 @@ def test_the_scale_of_gradients_does_not_matter(case: tuple[str, Projection, Ten
     _, project, reach = case
     theta, lower, upper, w, b = given(6)
     more = () if reach is None else (reach,)
-    for one, other in zip(project(theta, lower, upper, w, b, *more), project(theta, lower, upper, w * factor, b * factor, *more), strict=True):
+    for one, other in zip(
+        project(theta, lower, upper, w, b, *more), project(theta, lower, upper, w * factor, b * factor, *more), strict=True
+    ):
         torch.testing.assert_close(one.theta, other.theta, atol=1e-4, rtol=1e-4)
 
 

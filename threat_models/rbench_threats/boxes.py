@@ -65,6 +65,10 @@ class Additive:
         """The θ of an image that a foreign attack returned."""
         return (images - ctx.x).flatten(1)
 
+    def origin(self, ctx: Box) -> Thetas:
+        """θ = 0: the clean images."""
+        return torch.zeros_like(ctx.lower)
+
     def boxed(self, ctx: Box, theta: Thetas) -> Thetas:
         """Cut with the image range alone: what may leave the ball comes back to an image."""
         return theta.clamp(ctx.lower, ctx.upper)
@@ -104,7 +108,7 @@ class BoxSet(Additive):
         return theta.scatter(1, here, (sign * reach).clamp_(ctx.lower.gather(1, here), ctx.upper.gather(1, here)))
 
     def to_plane(self, ctx: Reach, theta: Thetas, w: Thetas, b: Rows) -> tuple[Landing, Landing]:
-        """The points of {w·θ = b} in the image range that are nearest to theta and to 0, distances in half-widths (equal ones: in pixels)."""
+        """The points of {w·θ = b} in the image range that are nearest to theta and to 0, in half-widths; equal ones: in pixels."""
         return planes.to_plane_linf(theta, ctx.lower, ctx.upper, w, b, None if ctx.reach.shape[1] == 1 else ctx.reach)
 
     def gauge(self, ctx: Reach, theta: Thetas) -> Rows:

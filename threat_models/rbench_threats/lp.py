@@ -256,6 +256,8 @@ class L0(Additive):
 
 
 def _norm(theta: Thetas, order: int) -> Tensor:
+    if order == 1:
+        return theta.abs().sum(1, dtype=torch.float64)  # a third of the time of vector_norm
     norm: Tensor = torch.linalg.vector_norm(theta, order, dim=1, dtype=torch.float64)
     return norm
 

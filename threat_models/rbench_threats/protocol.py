@@ -68,7 +68,7 @@ class PerturbationSet(Protocol):
         """What attacks may ask of it: "additive" (θ = x′ − x, from_images) · "norm" (norm, radius) · "convex" · "sparse" (steepest
         takes share; free) · "support" (bounds how many pixels move; grouped(ctx, theta), θ as (rows, values of a pixel, pixels);
         thinned(ctx, theta, least), θ in the image range without pixels that moved less) · "plane" (to_plane(ctx, theta, w, b), the
-        points of {w·θ = b} in the image range nearest to theta and to 0, with their distances; boxed(ctx, theta), cut with that range)
+        points of {w·θ = b} in the image range nearest to theta and 0, with distances; origin(ctx), 0; boxed(ctx, theta), cut with it)
         · "points" (points(ctx), a finite stand-in) · "squares", "swaps" (opening(ctx, row), a start for random search; move(ctx, theta,
         share, row), theta with a share of the image or of the pixels drawn anew; both inside) · "warp" (warp(images, theta) moves any
         images; `parameters` long) · "blocks" (an affine combination: blocks(ctx), its parts at work; weighed, around, lifted) · "box"

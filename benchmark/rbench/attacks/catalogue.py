@@ -183,7 +183,9 @@ def _check_stage(stage: dict[str, Any], entry: Entry) -> None:
         raise CardError(where, expected='a spec, and start "random" or "best"')
     rows, close, pilot = stage.get("rows", "all"), stage.get("close"), entry.table.get("pilot", 0)
     if rows not in ROWS or (rows == "close") != (close is not None) or not 0 < (1 if close is None else close) <= 1:
-        raise CardError(where, expected=f"rows as one of: {', '.join(ROWS)}; with close, a share of the survivors, exactly for rows = close")
+        raise CardError(
+            where, expected=f"rows as one of: {', '.join(ROWS)}; with close, a share of the survivors, exactly for rows = close"
+        )
     if rows != "all" and not pilot:
         raise CardError(where, expected="a pilot, the number of images that decide who meets the stage")
 

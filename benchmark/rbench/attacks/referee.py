@@ -64,15 +64,7 @@ def _batch(
     finite = logits.isfinite().all(1)
     accepted = (excess <= 0) & ~outside & finite & (fell < 0)
     reason = [
-        ""
-        if yes
-        else "outside the set"
-        if not e <= 0
-        else "outside [0, 1]"
-        if out
-        else NOT_FINITE
-        if not ok
-        else NO_FALL
+        "" if yes else "outside the set" if not e <= 0 else "outside [0, 1]" if out else NOT_FINITE if not ok else NO_FALL
         for yes, e, out, ok in zip(
             accepted[:kept].tolist(), excess[:kept].tolist(), outside[:kept].tolist(), finite[:kept].tolist(), strict=True
         )

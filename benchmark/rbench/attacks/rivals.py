@@ -16,9 +16,7 @@ from rbench_threats.protocol import PerturbationSet
 RANKED = 20  # classes whose distance is measured, the largest by clean logit; one backward pass each
 
 
-def nearest_first(
-    model: Model, space: PerturbationSet, examples: Examples, width: int, passes: Passes
-) -> Int[Tensor, "examples others"]:
+def nearest_first(model: Model, space: PerturbationSet, examples: Examples, width: int, passes: Passes) -> Int[Tensor, "examples others"]:
     """The classes but the label by (z_y − z_t) over the most that one radius of the set can change it, smallest first.
 
     The order of MALT (Melamed, Yehudai & Shamir 2024), with the set's own `steepest` for the dual norm. Beyond RANKED classes, where the

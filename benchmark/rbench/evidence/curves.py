@@ -170,8 +170,8 @@ class _Part:
             text = f"accuracy over eps of {self.entry.spec}: {late} images that the plan left standing fell inside the asked radius"
             self.runner.warnings.append(warning("curve-below", text))
         if drawing.gradient and not drawing.searched:
-            text = f"accuracy over eps of {self.entry.spec}: the run was too cheap to leave passes for a search, so only its witnesses were drawn in"
-            self.runner.warnings.append(warning("curve-coarse", f"{text}; a smaller radius gives a closer bound"))
+            text = f"accuracy over eps of {self.entry.spec}: the run was too cheap to leave passes for a search, its witnesses alone were"
+            self.runner.warnings.append(warning("curve-coarse", f"{text} drawn in; a smaller radius gives a closer bound"))
         if drawing.contradicted:
             text = f"accuracy over eps of {self.entry.spec}: {len(drawing.contradicted)} proved images fell inside the asked radius"
             self.runner.warnings.append(warning("curve-contradicts", text))

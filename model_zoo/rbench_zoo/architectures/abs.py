@@ -45,9 +45,7 @@ class ABS(nn.Module):
     starts: Tensor
     factors: Tensor
 
-    def __init__(
-        self, threshold: float | None = None, factors: Sequence[float] | None = None, starts: int = 8000, steps: int = 50
-    ) -> None:
+    def __init__(self, threshold: float | None = None, factors: Sequence[float] | None = None, starts: int = 8000, steps: int = 50) -> None:
         super().__init__()
         self.threshold, self.steps, self.rate, self.radius, self.classes = threshold, steps, 0.05, 5.0, CLASSES
         for digit in range(CLASSES):
