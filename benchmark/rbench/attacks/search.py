@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rbench.attacks import tree
+from rbench.attacks.ahead import applies, run_ahead
 from rbench.attacks.evaluate import Model, Passes, look, padded
 from rbench.attacks.losses import by_logit
 from rbench.attacks.noise import Row, row_keys
@@ -136,6 +137,9 @@ class Search:
             slots.row = slots.row._replace(step=slots.row.step + 1)
             slots.alive &= self.attack.goes_on(slots.state, slots.row)
             slots = self._refill(slots)
+            while applies(self, slots):
+                run_ahead(self, slots)
+                slots = self._refill(slots)
         return self.best
 
     def _note(self, slots: Slots, seen: Seen, theta: Float[Tensor, "width p"]) -> None:

@@ -56,6 +56,10 @@ class RandomSearch(Ascent):
         candidate = space.move(ctx, best, self._share(row), row)  # type: ignore[attr-defined]
         return Searched(candidate, best, torch.where(better, seen.loss, state.best_loss))
 
+    def takes(self, state: Searched, seen: Seen) -> Bool[Tensor, " rows"]:
+        """Whether a look changes the state; else the next candidate depends on the step alone, and several may be looked at together."""
+        return seen.loss > state.best_loss
+
     def _share(self, row: Row) -> Float[Tensor, " rows"]:
         after, shares = _shares(self.schedule, self.share, row.step.device)
         return shares[torch.bucketize(row.step, after)]

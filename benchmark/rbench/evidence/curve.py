@@ -50,7 +50,7 @@ class Round:
 
 ROUNDS = (
     Round("fab(steps=10, top=1)", nearest=True),
-    Round("fab(steps=40, top=3)", nearest=True, share=0.4),
+    Round("fab(steps=60, top=3)", nearest=True, share=0.5),
     Round("apgd(loss=ce, steps=20)", unless=("sparse",)),
     Round("apgd-sparse(loss=ce, steps=20)"),
     Round("topk(steps=20)"),
