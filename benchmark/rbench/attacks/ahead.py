@@ -57,8 +57,10 @@ class Spread:
 
 def applies(search: Search, slots: Slots) -> bool:
     """Whether the queue is empty, few rows are left and the attack is such a search; on a CPU alone, since the host decides."""
-    few = 0 < np.count_nonzero(slots.taken & slots.alive.numpy()) <= FEW if search.device.type == "cpu" else False
-    return few and search.served == len(search.queue.position) and not search.nearest and hasattr(search.attack, "takes")
+    if search.device.type != "cpu":
+        return False
+    running = int(np.count_nonzero(slots.taken & slots.alive.numpy()))
+    return 0 < running <= FEW and search.served == len(search.queue.position) and not search.nearest and hasattr(search.attack, "takes")
 
 
 def run_ahead(search: Search, slots: Slots) -> None:
@@ -82,7 +84,7 @@ def _round(search: Search, slots: Slots, spread: Spread) -> None:
     chosen = torch.arange(len(spread.busy)) * spread.copies + first
     _note(search, slots, spread, seen, theta, first)
     search.passes.lap()
-    after = Seen(*(None if part is None else part.index_select(0, chosen) for part in seen))
+    after = Seen(*(None if part is None else part.index_select(0, chosen) for part in seen))  # type: ignore[arg-type]  # as seen
     there = Row(*(part.index_select(0, chosen) for part in now))
     state = attack.step(search.space, tree.take(spread.ctx, chosen), there, tree.take(states, chosen), after, 0)
     search.passes.lap("step")
@@ -95,7 +97,7 @@ def _states(search: Search, spread: Spread, row: Row, held: Any) -> Any:
     """The state in which each copy asks: the row's own, or what it becomes if the candidate before is no better."""
     search.passes.lap()
     none = torch.full_like(row.step, -torch.inf, dtype=torch.float32)
-    nothing = Seen(none[:, None], -none, none, None, None, none < 0)
+    nothing = Seen(none[:, None], -none, none, None, None, none < 0)  # a look that takes nothing
     before = row._replace(step=row.step + spread.offset - 1)
     moved = search.attack.step(search.space, spread.ctx, before, held, nothing, 0)
     own = spread.offset == 0

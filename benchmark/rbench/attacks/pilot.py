@@ -113,7 +113,7 @@ class Pilot:
         self.close[stage.close] = margins[place - 1] if len(margins) >= FEW else math.inf
 
     def shadows(self, stage: Stage) -> list[int]:
-        """Rows that fell where an ordinary example would not have been; they go on as one, to see whether the ordinary way breaks them too."""
+        """Rows that fell where no ordinary example would have been; they go on as one, to see whether the ordinary way breaks them too."""
         return [index for index in self.fell if not self._caught(index) and (stage.rows == "masked" or self._meets(stage, index))]
 
     def after(self, stage: Stage, entered: Sequence[int], broken: Sequence[int], seen: Mapping[int, float]) -> None:
@@ -128,7 +128,7 @@ class Pilot:
                 self.margin[index] = min(margin, self.margin.get(index, math.inf))
 
     def facts(self, proved: set[int], cost: Mapping[str, int | float], *, detect: bool = True, open_: bool = True) -> Facts:
-        """The verdict. proved: rows with a certificate, which need no audit. detect, open_: whether masking and late falls change anything."""
+        """The verdict. proved: rows with a certificate, which need no audit. detect, open_: whether masking, late falls change anything."""
         masked, why = self._masked()
         said = masked and detect, why, tuple(self.idle)
         known = self.indices, self.close, tuple(self.families.values()), *said

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rbench.attacks.evaluate import Crash, Model, OutOfMemory, Passes, called, gradient, padded
+from rbench.attacks.evaluate import Crash, Model, OutOfMemory, Passes, called, padded
 from rbench.attacks.search import Examples
 from rbench.attacks.stage import part_of, plain_context
 from rbench.attacks.widths import width_for
