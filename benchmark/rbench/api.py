@@ -224,7 +224,7 @@ def _check_seed(seed: int) -> None:
 def usual_width(width: int | None, images: Dataset, device: str) -> int:
     """Rows per batch. Small images are bound by the cost of a call, larger ones on a CPU by its cache: docs/performance.md."""
     if width is None:
-        return 512 if not device.startswith("cpu") else 256 if images.x[0].numel() <= 256 else 64
+        return 512 if not device.startswith("cpu") else 256 if images.x[0].numel() <= SMALL else 128
     if width not in WIDTHS:
         raise UsageError(f"width={width}", expected=WIDTHS_SAID)
     return width

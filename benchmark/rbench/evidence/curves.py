@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -107,8 +108,9 @@ class _Part:
         if not right:
             return {}
         drawing = self._drawing(right, self.limit - before)
+        started = time.perf_counter()
         drawing.run()
-        self._file(drawing.passes, len(right), before)
+        self._file(drawing.passes, len(right), before, time.perf_counter() - started)
         self._tell(drawing)
         self._keep(drawing)
         known = zip(drawing.known.gauge.tolist(), drawing.known.level.tolist(), drawing.known.attack, strict=True)
@@ -150,14 +152,14 @@ class _Part:
         gauge = torch.where(level < len(ladder), gauge.minimum(bounds[level.clamp_max(len(ladder) - 1)]), gauge)
         return Known(level, gauge, theta, attack, floor, proved)
 
-    def _file(self, passes: Passes, entered: int, before: int) -> None:
+    def _file(self, passes: Passes, entered: int, before: int, seconds: float) -> None:
         """The cost of the curve, as a stage of the run behind all attacks; the clean pass is in it."""
         asked, key = self.runner.asked, self.entry.record.key
         self.spent = passes.forward + passes.backward + before
         forward, useful = passes.forward + before, passes.useful
         stage = StageRecord(
             run=asked.run, question=key, position=STAGE, attack="accuracy over eps", entered=entered, forward=forward,
-            backward=passes.backward, useful=useful, model_seconds=passes.model_seconds, step_seconds=passes.step_seconds,
+            backward=passes.backward, useful=useful, seconds=seconds, model_seconds=passes.model_seconds, step_seconds=passes.step_seconds,
         )  # fmt: skip
         self.runner.store.add_chunk(key, [], [stage])
 
