@@ -382,5 +382,7 @@ class Judge:
                 backward=passes.backward,
                 useful=passes.useful,
                 seconds=seconds,
+                model_seconds=passes.model_seconds,
+                step_seconds=passes.step_seconds,
             )
         )
