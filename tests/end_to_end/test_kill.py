@@ -197,11 +197,14 @@ def test_a_run_killed_between_two_steps_ends_as_if_undisturbed(
 def test_a_run_killed_again_and_again_ends_as_if_undisturbed(
     nursery: Nursery, means: str, undisturbed: tuple[Known, float], tmp_path: Path
 ) -> None:
-    """Each child stores two chunks and dies after the file of a third; so the run needs half as many children as it has chunks."""
+    """Each child stores two chunks and dies after the file of a third; so the run needs half as many children as it has chunks.
+
+    Or some more: who fell to one member is not asked under the other, and is asked again where the fall was not stored yet.
+    """
     deaths = 0
     while nursery.run(tmp_path, model=means, die={"call": "rbench.runner:store_witnesses", "k": 3, "when": "after"}, **OPTIONS).killed:
         deaths += 1
-    assert deaths == CHUNKS // 2 - 1
+    assert CHUNKS // 2 - 1 <= deaths < CHUNKS
     same(known(tmp_path), undisturbed[0])
     whole(tmp_path)
 

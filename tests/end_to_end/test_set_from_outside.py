@@ -79,7 +79,7 @@ def stripes(tmp_path: Path) -> str:
 
 def test_a_set_of_a_file_runs_end_to_end(stripes: str, tmp_path: Path) -> None:
     results = str(tmp_path / "results")
-    asked = ("run", "--model", "digits-standard", "--threat", f"union({stripes}, linf(eps=0.05))", "--n", "60")
+    asked = ("run", "--model", "digits-standard", "--threat", f"union({stripes}, linf(eps=0.05))", "--n", "60", "--full")
     done = process(*asked, "--results", results, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
