@@ -283,7 +283,7 @@ def test_broken_files_and_cards_are_one_clear_line(tmp_path: Path) -> None:
 def test_a_run_in_uniform_budgets_answers_as_one_in_linf_does(tmp_path: Path) -> None:
     """Certificates, engine and referee from end to end: every status, attack and count of passes."""
     reports = [
-        json.loads(evaluate("digits-ibp", threat=threat, n=40, results=tmp_path).to_json())
+        json.loads(evaluate("digits-ibp", threat=threat, n=40, plan="apgd", results=tmp_path).to_json())
         for threat in ("linf(eps=0.2)", "contextual(uniform(eps=0.2))")
     ]
     told = ("index", "label", "status", "attack", "predicted")
