@@ -25,7 +25,7 @@ def site(results: Path) -> Path:
     """The pages after one run per model; each run draws them anew."""
     names = [name for name, card in cards().items() if card.dataset == "digits"]
     for name in names:
-        rbench.evaluate(name, threat="union-lp", full=True, results=results, site=name == names[-1])
+        rbench.evaluate(name, threat="union-lp", plan="apgd", full=True, results=results, site=name == names[-1])
     return results / "site"
 
 

@@ -117,6 +117,21 @@ def test_a_run_that_was_stopped_goes_on(undisturbed: Statuses, tmp_path: Path, m
     assert found == undisturbed
 
 
+def test_a_run_that_was_stopped_before_its_pilot_s_facts_goes_on(
+    undisturbed: Statuses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its verdicts are stored, what they decide is not: the pilot comes again, and decides the same."""
+
+    def stops(self: Store, *facts: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "put_pilot", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, threat=THREAT, plan=PLAN, n=N)
+    assert statuses(run(tmp_path, threat=THREAT, plan=PLAN, n=N)) == undisturbed
+
+
 @pytest.mark.parametrize("spec", ["linf(eps=0.06)", "l0(pixels=1)", "rotation-translation(degrees=4, shift=0.1)"])
 def test_order_of_examples_does_not_matter(spec: str) -> None:
     """A stage's examples shuffled, in two halves, at every width: the same fall, whoever stands beside them."""

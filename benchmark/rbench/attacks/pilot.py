@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +21,6 @@ FEW = 8  # below this many survivors a quantile says nothing: every example coun
 CLIMBS = "apgd"  # the family that a masked gradient leads astray
 SOME, MANY = 2, 3  # falls to other families after it, in the pilot, from which a model may count and counts as masked
 SHARE, PART = 0.2, 0.1  # SOME must be this share of what APGD left, MANY this part of the pilot
-
-Key: TypeAlias = tuple[int | None, int]  # (part of a combination, data set index)
 
 
 def pilot_rows(size: int, rows: int, seed: int) -> list[int]:
