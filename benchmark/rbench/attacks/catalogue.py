@@ -25,6 +25,7 @@ NO_GRADIENT = "needs a gradient, which the model's card says it has not"
 PLAN_KEYS = ("name", "title", "summary", "source", "pilot", "opens", "attacks")
 STAGE_KEYS = ("spec", "unless", "only", "start", "after", "rows", "close", "skip", "family", "package")
 ROWS = ("all", "close", "masked", "audit")
+TEXTS = ("spec", "only", "start", "after", "rows", "family", "package")  # of a stage's keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,8 @@ def plan_files() -> dict[str, Entry]:
 def _check_plan(entry: Entry) -> None:
     only(entry.table, PLAN_KEYS, entry.path)
     pilot, stages = entry.table.get("pilot", 0), entry.table.get("attacks", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise CardError(f"{entry.path}: attacks = {stages!r}"[:200], expected="tables, each under [[attacks]]")
     if not isinstance(pilot, int) or pilot < 0 or not stages or not isinstance(entry.table.get("opens", True), bool):
         what = f"{entry.path}: {len(stages)} attacks, pilot = {pilot!r}, opens = {entry.table.get('opens', True)!r}"
         raise CardError(what, expected="[[attacks]], a whole number of pilot images, true or false")
@@ -179,6 +182,10 @@ def _check_plan(entry: Entry) -> None:
 
 def _check_stage(stage: dict[str, Any], entry: Entry) -> None:
     where = f"{entry.path}: stage {stage}"
+    texts = all(isinstance(stage[key], str) for key in TEXTS if key in stage) and stage.get("package", "a").isidentifier()
+    skip, quantile = stage.get("skip", 0), stage.get("close", 1)
+    if not texts or type(skip) is not int or skip < 0 or type(quantile) not in (int, float):
+        raise CardError(where, expected=f"texts for {', '.join(TEXTS)}, a whole number from 0 for skip, a number for close")
     if "spec" not in stage or stage.get("start", "random") not in ("random", "best"):
         raise CardError(where, expected='a spec, and start "random" or "best"')
     rows, close, pilot = stage.get("rows", "all"), stage.get("close"), entry.table.get("pilot", 0)
